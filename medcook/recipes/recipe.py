@@ -1,0 +1,73 @@
+"""The Recipe: a claim, the arms that test it, and what result the claim predicts."""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from medcook.methods import Method
+from medcook.tasks import Budget, Task
+
+Replicate = Literal["seed", "draw", "fold"]
+Expectation = Literal["superior", "non-inferior", "cheaper-at-equal-quality", "association"]
+
+
+@dataclass(frozen=True)
+class Component:
+    """One mechanism that the paper names, and what became of it here."""
+
+    name: str
+    status: Literal["implemented", "simplified", "absent"]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One side of a comparison: a method, on the recipe's task unless it brings its own."""
+
+    method: Method
+    task: Task | None = None
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What one profile runs: the task, the budget of a run, and how many replicates."""
+
+    task: Task
+    budget: Budget
+    replicates: int = 3
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One paper (or one claim of the book's own), ready to be tested.
+
+    paper       id in the ledger, or the name of a claim of the book's own
+    arms        {name: Arm}; `compare` and `ablation` name (better, reference) pairs of them
+    scales      {profile: Scale}
+    replicate   what a replicate varies besides the random seed: nothing more, the draw of labelled
+                patients, or the held-out fold
+    metric      a column of the evaluation table; `expect` the shape of the claim, with `margin` in its units
+    published   figures from the paper, {setting: value}, each checked at its source
+    """
+
+    paper: str
+    title: str
+    claim: str
+    arms: dict[str, Arm]
+    scales: dict[str, Scale]
+    compare: tuple[str, str]
+    ablation: tuple[str, str] | None = None
+    replicate: Replicate = "seed"
+    metric: str = "dice"
+    expect: Expectation = "superior"
+    margin: float = 0.0
+    components: tuple[Component, ...] = ()
+    published: dict[str, float] = field(default_factory=dict)
+    source: str = ""
+
+    def run(self, profile: str, arm: str, number: int) -> tuple[Method, Task, Budget, int]:
+        """Method, task, budget and seed of replicate `number` of an arm."""
+        scale = self.scales[profile]
+        task = self.arms[arm].task or scale.task
+        if self.replicate != "seed":
+            task = replace(task, **{self.replicate: number})
+        return self.arms[arm].method, task, scale.budget, number
