@@ -1,0 +1,83 @@
+"""A Method: what a paper changes against supervised training, and nothing else.
+
+The loop in `medcook.training` owns batches, optimiser, schedule, precision and checkpoints. A method says
+which networks there are, how a batch is augmented, what the loss is, what happens after a step and how to
+predict. Its dataclass fields are its settings: they are hashed into every run.
+"""
+
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from medcook.data.transforms import Augment
+from medcook.losses import find_loss
+from medcook.networks import build_network
+
+
+class Batch(NamedTuple):
+    """images (B, C, *size) float32 and labels (B, *size) uint8, on the training device."""
+
+    images: Tensor
+    labels: Tensor
+
+
+@dataclass
+class Method:
+    """Supervised training of one network, averaged over time: the base of every other method.
+
+    network, channels   see `medcook.networks.build_network`
+    rate, decay         peak learning rate and weight decay of AdamW; one-cycle schedule (Smith 2018)
+    average             decay per step of the moving average of the weights that predicts
+    loss                a name in `medcook.losses`
+    """
+
+    network: str = "unet"
+    channels: tuple[int, ...] = (16, 32, 64, 128, 128)
+    rate: float = 3e-3
+    decay: float = 1e-2
+    average: float = 0.99
+    loss: str = "both"
+    augmentation: Augment = field(default_factory=Augment)
+
+    uses_unlabelled = False
+    """Whether half of every batch is unlabelled; a class attribute, set by semi-supervised methods."""
+
+    def build(self, inputs: int, classes: int, dims: int) -> nn.ModuleDict:
+        """The networks: `model` is trained, `average` follows it and predicts."""
+        model = build_network(self.network, inputs=inputs, classes=classes, channels=self.channels, dims=dims)
+        return nn.ModuleDict({"model": model, "average": deepcopy(model).requires_grad_(False)})
+
+    def augment(self, batch: Batch, rng: torch.Generator) -> Batch:
+        """A fresh view of a batch."""
+        return Batch(*self.augmentation(batch.images, batch.labels, rng))
+
+    def training_step(self, nets: nn.ModuleDict, labelled: Batch, unlabelled: Batch | None, step: int) -> Tensor:
+        """The loss of one step."""
+        return find_loss(self.loss)(nets["model"](labelled.images).float(), labelled.labels)
+
+    def after_step(self, nets: nn.ModuleDict, step: int) -> None:
+        """Move the average towards the model; faster in the first steps, so that it forgets its random start."""
+        follow(nets["average"], nets["model"], min(self.average, (step + 1) / (step + 10)))
+
+    def predict(self, nets: nn.ModuleDict, images: Tensor) -> Tensor:
+        """Class probabilities (B, classes, *size) of prepared images."""
+        return nets["average"](images).float().softmax(1)
+
+    def settings(self) -> dict:
+        """JSON-able identity of the method."""
+        return {"method": type(self).__name__, **asdict(self)}
+
+
+class Supervised(Method):
+    """The book's baseline: labelled batches only."""
+
+
+@torch.no_grad()
+def follow(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """average = decay * average + (1 - decay) * model, parameter by parameter; running statistics are copied."""
+    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+    for mine, theirs in zip(average.buffers(), model.buffers(), strict=True):
+        mine.copy_(theirs)

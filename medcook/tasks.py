@@ -1,0 +1,143 @@
+"""A Task: which patients train, which validate, which are scored, and how their cases become tensors."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache
+from hashlib import sha256
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from medcook.data import IGNORE, Case, Dataset, open_dataset
+from medcook.errors import MedcookError
+from medcook.preparation import Preparation, preparation_for
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What one training run may use. Steps, not seconds: seconds are reported.
+
+    precision  `auto` takes bfloat16 only where it was timed to be faster on this machine
+    checks     how often the validation cases are looked at during training
+    """
+
+    steps: int
+    batch: int = 16
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    checks: int = 5
+
+
+@dataclass
+class Samples:
+    """Prepared cases as tensors: images (N, C, *size) float32, labels (N, *size) uint8, case_of (N,) index of the case."""
+
+    images: Tensor
+    labels: Tensor
+    case_of: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def hash(self) -> str:
+        """12 hex digits over every value; part of a run's key, so that changed data retrains."""
+        digest = sha256()
+        for tensor in (self.images, self.labels):
+            digest.update(str(tuple(tensor.shape)).encode())
+            digest.update(tensor.contiguous().numpy().data)
+        return digest.hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A data set, its patients by role, and what is scored.
+
+    labelled    how many training patients have labels (None: all); `draw` says which
+    fold        k of `folds`-fold cross-validation over train and val; None: the committed split
+    evaluation  `val` scores the validation (or held-out) patients, `test` opens the test set
+    """
+
+    dataset: str
+    labelled: int | None = None
+    draw: int = 0
+    fold: int | None = None
+    folds: int = 5
+    evaluation: Literal["val", "test"] = "val"
+
+    @cached_property
+    def data(self) -> Dataset:
+        return _open(self.dataset)
+
+    @cached_property
+    def preparation(self) -> Preparation:
+        return preparation_for(self.dataset)
+
+    @property
+    def classes(self) -> int:
+        """Number of classes with the background; label values are 0 .. classes - 1."""
+        return max(self.data.manifest.classes) + 1
+
+    @property
+    def structures(self) -> dict[int, str]:
+        """{label value: name} without the background."""
+        return self.data.manifest.structures
+
+    @property
+    def select(self) -> bool:
+        """Whether a val-selected checkpoint may be kept: only where the scored patients are not the ones that select."""
+        return self.evaluation == "test"
+
+    @cached_property
+    def labelled_patients(self) -> tuple[str, ...]:
+        """Training patients whose labels may be used."""
+        if self.fold is None:
+            return self.data.split.labelled(self.labelled, self.draw)
+        if self.labelled is not None:
+            raise MedcookError("A task has either `fold` or `labelled`.", "Leave one out.")
+        return self.data.split.folds(self.folds)[self.fold][0]
+
+    @cached_property
+    def unlabelled_patients(self) -> tuple[str, ...]:
+        """Training patients without labels: the rest of train."""
+        if self.labelled is None:
+            return ()
+        return tuple(p for p in self.data.split.train if p not in self.labelled_patients)
+
+    @cached_property
+    def val_patients(self) -> tuple[str, ...]:
+        return self.data.split.val if self.fold is None else self.data.split.folds(self.folds)[self.fold][1]
+
+    def cases(self, role: Literal["labelled", "unlabelled", "val"]) -> Iterator[Case]:
+        """The cases of one role. Test cases are reached by `medcook.evaluation` alone."""
+        return self.data.cases(getattr(self, f"{role}_patients"))
+
+    def samples(self, role: Literal["labelled", "unlabelled", "val"]) -> Samples:
+        """The prepared tensors of one role; labels of unlabelled cases are blanked, so that nothing can learn from them."""
+        samples = _samples(self.dataset, self.preparation, getattr(self, f"{role}_patients"))
+        if role == "unlabelled":
+            samples = Samples(samples.images, torch.full_like(samples.labels, IGNORE), samples.case_of)
+        return samples
+
+    def describe(self) -> dict:
+        """JSON-able identity: part of a run's key and of its evidence."""
+        return {"kind": type(self).__name__, **asdict(self)}
+
+
+@lru_cache(maxsize=8)
+def _open(name: str) -> Dataset:
+    return open_dataset(name)
+
+
+@lru_cache(maxsize=600)
+def _prepared(dataset: str, preparation: Preparation, case_id: str) -> tuple[Tensor, Tensor]:
+    case = _open(dataset).load(case_id)
+    return preparation.images(case), preparation.labels(case)
+
+
+def _samples(dataset: str, preparation: Preparation, patients: tuple[str, ...]) -> Samples:
+    case_ids = [case_id for patient in patients for case_id in _open(dataset).patients[patient]]
+    if not case_ids:
+        raise MedcookError(f"{dataset}: no cases for these patients.", "Check the split and the number of labelled patients.")
+    images, labels = zip(*(_prepared(dataset, preparation, case_id) for case_id in case_ids), strict=True)
+    case_of = torch.cat([torch.full((len(stack),), number) for number, stack in enumerate(images)])
+    return Samples(torch.cat(images), torch.cat(labels), case_of)

@@ -1,0 +1,297 @@
+"""The one training loop.
+
+Everything random is a function of (seed, step), so an interrupted run resumes where it stopped and ends
+with the same bits, and a run does not depend on how its batches were loaded.
+"""
+
+import contextlib
+import time
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+
+import psutil
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from medcook.data.case import Case
+from medcook.errors import MedcookError
+from medcook.fingerprints import behaviour, resolve_precision
+from medcook.methods import Batch, Method
+from medcook.networks import parameters
+from medcook.runs import RunFolder, content_key
+from medcook.tasks import Budget, Samples, Task
+
+CHECKPOINT_SECONDS = 20.0
+GRADIENT_NORM = 5.0
+
+
+@dataclass
+class Fitted:
+    """A trained method: predicts cases on their own grid, and knows how it came about.
+
+    history   step, loss (one entry per step); val_step, val_dice (one per look at the validation cases)
+    cost      steps, seconds, step_seconds (median), loading_fraction, peak_mb, parameters, threads, device, precision
+    """
+
+    method: Method
+    task: Task
+    nets: nn.ModuleDict
+    weights: dict[str, dict]
+    history: dict[str, list]
+    cost: dict
+    key: str = ""
+    cached: bool = False
+
+    @torch.no_grad()
+    def probabilities(self, case: Case, checkpoint: str = "last") -> Tensor:
+        """Class probabilities (classes, *spatial) float32 on the case's own grid."""
+        if checkpoint not in self.weights:
+            raise MedcookError(f"This run kept no {checkpoint!r} checkpoint.", f"It has: {', '.join(self.weights)}.")
+        self.nets.load_state_dict(self.weights[checkpoint])
+        self.nets.eval()
+        preparation = self.task.preparation
+        images = preparation.images(case).split(32)
+        return preparation.restore(torch.cat([self.method.predict(self.nets, part) for part in images]), case)
+
+    def predict(self, case: Case, checkpoint: str = "last"):
+        """Label map (*spatial) uint8 on the case's own grid."""
+        return self.probabilities(case, checkpoint).argmax(0).to(torch.uint8).numpy()
+
+
+def fit(method: Method, task: Task, budget: Budget, seed: int = 0, *, cache: bool = True, progress: bool = True) -> Fitted:
+    """Train `method` on the task's train and val patients; test patients are out of reach.
+
+    A finished run with the same content (method, task, budget, seed, data, behaviour, versions) is read from
+    the cache; an interrupted one is taken up again.
+    """
+    precision = resolve_precision(budget.precision)
+    train = task.samples("labelled")
+    extra = task.samples("unlabelled") if method.uses_unlabelled and task.unlabelled_patients else None
+    val = task.samples("val")
+    key = content_key(
+        method=method.settings(),
+        task=task.describe(),
+        budget={**asdict(budget), "precision": precision},
+        seed=seed,
+        data=[samples.hash() for samples in (train, extra, val) if samples],
+        behaviour=behaviour(method),
+        torch=torch.__version__,
+    )
+    loop = Loop(method, task, budget, precision, seed, train, extra, val, progress)
+    if not cache:
+        return loop.run()
+    folder = RunFolder(key)
+    with folder.lock():
+        if found := folder.finished():
+            record, weights = found
+            return Fitted(method, task, loop.build(), weights, record["history"], record["cost"], key, cached=True)
+        fitted = loop.run(folder)
+        fitted.key = key
+        record = {"method": method.settings(), "task": task.describe(), "history": fitted.history, "cost": fitted.cost}
+        folder.finish(record, fitted.weights)
+    return fitted
+
+
+@dataclass
+class Loop:
+    """One training run; `run` reads from top to bottom."""
+
+    method: Method
+    task: Task
+    budget: Budget
+    precision: str
+    seed: int
+    train: Samples
+    extra: Samples | None
+    val: Samples | None
+    progress: bool = True
+
+    def build(self) -> nn.ModuleDict:
+        """The method's networks, initialised from the seed, in channels-last memory."""
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            dims = self.train.images.ndim - 2
+            nets = self.method.build(self.train.images.shape[1], self.task.classes, dims)
+        return nets.to(memory_format=torch.channels_last if dims == 2 else torch.channels_last_3d)
+
+    def run(self, folder: RunFolder | None = None) -> Fitted:
+        """Train for the budget's steps; with a folder, save checkpoints and resume from one."""
+        fabric = Fabric(accelerator="auto", devices=1, precision="bf16-mixed" if self.precision == "bfloat16" else "32-true")
+        nets = self.build()
+        trained = [p for p in nets.parameters() if p.requires_grad]
+        optimiser = torch.optim.AdamW(trained, lr=self.method.rate, weight_decay=self.method.decay, fused=True)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimiser, self.method.rate, total_steps=self.budget.steps, pct_start=0.2
+        )
+        fabric.to_device(nets)
+        state = {"step": 0, "history": {"loss": [], "val_step": [], "val_dice": []}, "seconds": 0.0, "best": None}
+        if folder and (saved := folder.checkpoint()):
+            nets.load_state_dict(saved["nets"])
+            optimiser.load_state_dict(saved["optimiser"])
+            schedule.load_state_dict(saved["schedule"])
+            state = saved["state"]
+        history, clock = state["history"], Clock(state["seconds"])
+
+        with torch.random.fork_rng(), tqdm(
+            total=self.budget.steps, initial=state["step"], desc="train", leave=False, disable=not self.progress
+        ) as bar:
+            for step in range(state["step"], self.budget.steps):
+                clock.start()
+                rng = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+                torch.manual_seed(self.seed * 1_000_003 + step)
+                nets.train()
+                labelled, unlabelled = self.batches(step, rng, fabric)
+                clock.loaded()
+
+                with fabric.autocast():
+                    loss = self.method.training_step(nets, labelled, unlabelled, step)
+                if not torch.isfinite(loss):
+                    raise MedcookError(f"The loss became {loss.item()} at step {step}.", "Lower the learning rate.")
+                fabric.backward(loss)
+                nn.utils.clip_grad_norm_(trained, GRADIENT_NORM)
+                optimiser.step()
+                optimiser.zero_grad(set_to_none=True)
+                schedule.step()
+                self.method.after_step(nets, step)
+
+                clock.stepped()
+                history["loss"].append(round(loss.item(), 5))
+                if self.is_check(step):
+                    self.look(nets, step, state)
+                bar.update()
+                if folder and clock.since_save() > CHECKPOINT_SECONDS:
+                    state["step"], state["seconds"] = step + 1, clock.seconds
+                    folder.save_checkpoint(
+                        {
+                            "nets": nets.state_dict(),
+                            "optimiser": optimiser.state_dict(),
+                            "schedule": schedule.state_dict(),
+                            "state": state,
+                        }
+                    )
+                    clock.saved()
+
+        weights = {"last": cpu_state(nets)} | ({"selected": state["best"]["nets"]} if state["best"] else {})
+        cost = {
+            "steps": self.budget.steps,
+            **clock.report(),
+            "parameters": parameters(nets),
+            "threads": torch.get_num_threads(),
+            "device": str(fabric.device),
+            "precision": self.precision,
+        }
+        return Fitted(self.method, self.task, nets.cpu(), weights, history, cost)
+
+    def batches(self, step: int, rng: torch.Generator, fabric: Fabric) -> tuple[Batch, Batch | None]:
+        """The augmented batch of a step; with unlabelled data, half of it is unlabelled."""
+        size = self.budget.batch // 2 if self.extra else self.budget.batch
+        parts = []
+        for samples in (self.train, self.extra):
+            if samples is None:
+                parts.append(None)
+                continue
+            chosen = batch_indices(len(samples), size, step, self.seed)
+            batch = Batch(*fabric.to_device((samples.images[chosen], samples.labels[chosen])))
+            batch = self.method.augment(batch, rng)
+            layout = torch.channels_last if batch.images.ndim == 4 else torch.channels_last_3d
+            parts.append(batch._replace(images=batch.images.contiguous(memory_format=layout)))
+        return parts[0], parts[1]
+
+    def is_check(self, step: int) -> bool:
+        """Whether to look at the validation cases after this step: `checks` times, evenly, the last step among them."""
+        every = max(1, self.budget.steps // self.budget.checks) if self.budget.checks else 0
+        return bool(self.val and every) and (self.budget.steps - 1 - step) % every == 0
+
+    def look(self, nets: nn.ModuleDict, step: int, state: dict) -> None:
+        """Score the validation cases on the network's grid; keep the best weights where the task lets val select."""
+        dice = validation_dice(self.method, nets, self.val)
+        state["history"]["val_step"].append(step + 1)
+        state["history"]["val_dice"].append(round(dice, 5))
+        if self.task.select and (state["best"] is None or dice > state["best"]["dice"]):
+            state["best"] = {"dice": dice, "step": step + 1, "nets": cpu_state(nets)}
+
+
+class Clock:
+    """Seconds of training, the share of them spent loading, and peak memory; validation and saving do not count."""
+
+    def __init__(self, seconds: float = 0.0):
+        self.seconds, self.loading, self.steps, self.peak = seconds, 0.0, [], 0
+        self.before = seconds
+        self.last_save = time.perf_counter()
+
+    def start(self) -> None:
+        self.began = time.perf_counter()
+
+    def loaded(self) -> None:
+        self.loading += time.perf_counter() - self.began
+
+    def stepped(self) -> None:
+        self.steps.append(time.perf_counter() - self.began)
+        self.seconds += self.steps[-1]
+        if len(self.steps) % 20 == 1:
+            self.peak = max(self.peak, psutil.Process().memory_info().rss)
+
+    def since_save(self) -> float:
+        return time.perf_counter() - self.last_save
+
+    def saved(self) -> None:
+        self.last_save = time.perf_counter()
+
+    def report(self) -> dict:
+        """seconds, step_seconds (median), loading_fraction and peak_mb of this process."""
+        mine = self.seconds - self.before
+        return {
+            "seconds": round(self.seconds, 2),
+            "step_seconds": round(sorted(self.steps)[len(self.steps) // 2], 5) if self.steps else 0.0,
+            "loading_fraction": round(self.loading / mine, 4) if mine else 0.0,
+            "peak_mb": round(self.peak / 2**20),
+        }
+
+
+def batch_indices(count: int, batch: int, step: int, seed: int) -> Tensor:
+    """Which samples form the batch of a step: shuffled epochs, one after the other, each sample once an epoch."""
+    positions = torch.arange(step * batch, (step + 1) * batch)
+    epochs = positions // count
+    return torch.cat(
+        [_permutation(count, seed, int(epoch))[positions[epochs == epoch] % count] for epoch in epochs.unique()]
+    )
+
+
+@lru_cache(maxsize=64)
+def _permutation(count: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 7919 + epoch))
+
+
+@torch.no_grad()
+def validation_dice(method: Method, nets: nn.ModuleDict, val: Samples) -> float:
+    """Mean Dice over cases and structures on the network's grid; a structure absent from both counts 1."""
+    nets.eval()
+    device = next(nets.parameters()).device
+    guess = torch.cat([method.predict(nets, part.to(device)).argmax(1).cpu() for part in val.images.split(32)])
+    classes = range(1, int(val.labels[val.labels != 255].max()) + 1)
+    scores = []
+    for case in val.case_of.unique():
+        mine, truth = guess[val.case_of == case], val.labels[val.case_of == case]
+        for value in classes:
+            a, b = (mine == value) & (truth != 255), truth == value
+            size = int(a.sum() + b.sum())
+            scores.append(2 * int((a & b).sum()) / size if size else 1.0)
+    return sum(scores) / len(scores)
+
+
+def cpu_state(nets: nn.Module) -> dict[str, Tensor]:
+    """A copy of all weights, on the CPU."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in nets.state_dict().items()}
+
+
+@contextlib.contextmanager
+def threads(count: int):
+    """Use `count` CPU threads inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
