@@ -1,0 +1,195 @@
+"""Getting files: from the mirror, else the cache, else the network, and never unverified.
+
+A file counts only when its SHA-256 agrees with the registry. Downloads run in a few threads, resume where they
+stopped (`.part` files), and are moved into place when complete; a lock keeps two processes from fetching one file twice.
+"""
+
+import contextlib
+import errno
+import hashlib
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import requests
+from filelock import FileLock
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from medcook.data.registry import Entry, registry_of
+from medcook.errors import MedcookError
+from medcook.paths import cache_dir, mirror_dir
+
+THREADS = 6
+TIMEOUT = (10, 30)  # seconds to connect, and between two packets
+CHUNK = 1 << 16  # bytes
+ATTEMPTS = 3  # per url; each resumes the last
+
+_verified: set[tuple[Path, int, int, str]] = set()
+_sessions = threading.local()
+
+
+def data_dir(name: str) -> Path:
+    """Where downloads of the set `name` are kept."""
+    return cache_dir() / "data" / name
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def is_verified(path: Path, sha256: str) -> bool:
+    """Does the file carry this checksum? Computed once per file, size and modification time."""
+    stat = path.stat()
+    key = (path, stat.st_size, stat.st_mtime_ns, sha256)
+    if key not in _verified and sha256_of(path) == sha256:
+        _verified.add(key)
+    return key in _verified
+
+
+def local(name: str, path: str) -> Path | None:
+    """The verified file on this machine (mirror first, used in place; then the cache), or None.
+
+    A mirror that disagrees with the registry is an error; a damaged file of the cache is fetched again.
+    Sets without a registry are found by their path alone.
+    """
+    entry = entry_of(name, path)
+    mirror = mirror_dir()
+    if mirror and (found := mirror / name / path).is_file():
+        if entry and not is_verified(found, entry.sha256):
+            raise MedcookError(f"{found}: wrong sha256.", "Repair that file of the mirror, or unset MEDCOOK_MIRROR.")
+        return found
+    cached = data_dir(name) / path
+    if cached.is_file() and (entry is None or is_verified(cached, entry.sha256)):
+        return cached
+    return None
+
+
+def entry_of(name: str, path: str) -> Entry | None:
+    """The registry's entry for a file; None for a set without registry, MedcookError for a file it does not list."""
+    registry = registry_of(name)
+    if registry and path not in registry:
+        raise MedcookError(f"{name} has no file {path!r}.", f"See data_manifests/registries/{name}.csv.")
+    return registry.get(path)
+
+
+def file(name: str, path: str) -> Path:
+    """One file of a set, fetched on first use."""
+    return local(name, path) or fetch(name, [path], progress=False)[0]
+
+
+def fetch(name: str, paths: Iterable[str] | None = None, progress: bool = True) -> list[Path]:
+    """Bring the given files of a set (default: all in its registry) onto this machine, verified, in the given order.
+
+    Killed or failed half-way, the same call resumes. Raises MedcookError when a file cannot be had.
+    """
+    registry = registry_of(name)
+    if not registry:
+        raise MedcookError(f"{name} has no registry of files to fetch.", f"See `medcook data show {name}`.")
+    wanted = list(registry if paths is None else paths)
+    missing = [registry[path] for path in wanted if local(name, path) is None]
+    if missing:
+        with download_bar(name, sum(entry.bytes for entry in missing), progress) as advance:
+            in_parallel(lambda entry: fetch_one(name, entry, advance), missing)
+    return [local(name, path) for path in wanted]
+
+
+def in_parallel(work: Callable[[Entry], None], entries: list[Entry]) -> None:
+    """Run `work` on each entry in a few threads; the first failure stops those that have not begun."""
+    pool = ThreadPoolExecutor(THREADS)
+    try:
+        for _ in pool.map(work, entries):
+            pass
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def download_bar(name: str, total: int, show: bool):
+    """A progress bar over `total` bytes; yields the function that advances it."""
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), disable=not show) as bar:
+        task = bar.add_task(f"fetching {name}", total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+def fetch_one(name: str, entry: Entry, advance: Callable[[int], None]) -> None:
+    """Download one file into the cache, unless another process did so while we waited for its lock."""
+    target = data_dir(name) / entry.path
+    locks = cache_dir() / "locks"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        locks.mkdir(parents=True, exist_ok=True)
+        with FileLock(locks / f"{entry.sha256}.lock"):
+            if local(name, entry.path) is None:
+                download(name, entry, target, advance)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            hint = f"Free at least {entry.bytes / 1e6:.0f} MB and run the same command: it resumes, nothing is lost."
+            raise MedcookError(f"The disk is full: cannot write {target}.", hint) from error
+        raise MedcookError(f"{target}: {error.strerror or error}.", "Set MEDCOOK_CACHE to a folder you can write.") from error
+
+
+def download(name: str, entry: Entry, target: Path, advance: Callable[[int], None]) -> None:
+    """Try each url in turn until one delivers the file with the right checksum, then move it into place."""
+    part = target.with_name(target.name + ".part")
+    problems = []
+    for url in entry.urls:
+        for _ in range(ATTEMPTS):
+            try:
+                receive(url, part, entry.bytes, advance)
+            except requests.RequestException as error:
+                problems.append(error)
+                if isinstance(error, requests.HTTPError):
+                    break
+                continue
+            if sha256_of(part) == entry.sha256:
+                part.replace(target)
+                return
+            part.unlink()
+            problems.append(ValueError(f"wrong sha256 from {url}"))
+            break
+    raise not_had(name, entry, problems)
+
+
+def receive(url: str, part: Path, size: int, advance: Callable[[int], None]) -> None:
+    """Append what is still missing of `url` to `part`, by HTTP Range where the server knows it."""
+    have = part.stat().st_size if part.exists() else 0
+    if have > size:
+        part.unlink()
+        have = 0
+    if have == size:
+        return advance(size)
+    headers = {"Range": f"bytes={have}-"} if have else {}
+    with session().get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+        if response.status_code == requests.codes.requested_range_not_satisfiable:
+            part.unlink()
+        response.raise_for_status()
+        resumed = response.status_code == requests.codes.partial_content
+        advance(have if resumed else 0)
+        with part.open("ab" if resumed else "wb") as stream:
+            for chunk in response.iter_content(CHUNK):
+                stream.write(chunk)
+                advance(len(chunk))
+
+
+def session() -> requests.Session:
+    """This thread's HTTP session: one connection serves many small files."""
+    if not hasattr(_sessions, "session"):
+        _sessions.session = requests.Session()
+    return _sessions.session
+
+
+def not_had(name: str, entry: Entry, problems: list[Exception]) -> MedcookError:
+    """The one sentence that says why a file could not be had."""
+    what = f"{entry.path} of {name}"
+    if any(isinstance(problem, ValueError) and "sha256" in str(problem) for problem in problems):
+        return MedcookError(f"{what}: {problems[-1]}.", "That download was removed, all else is kept; try again later.")
+    if all(isinstance(problem, (requests.ConnectionError, requests.Timeout)) for problem in problems):
+        hint = "Connect, or set MEDCOOK_MIRROR to a folder with a copy; the embedded cohort needs neither."
+        return MedcookError(f"{what} is not on this machine, and there is no network and no mirror.", hint)
+    reason = next((p for p in reversed(problems) if isinstance(p, requests.HTTPError)), problems[-1])
+    return MedcookError(f"{what} could not be downloaded: {reason}.", "Try again; what is complete is kept.")

@@ -1,0 +1,47 @@
+"""NIfTI: the array as stored, its spacing and its orientation."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel
+import numpy as np
+
+from medcook.errors import MedcookError
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A NIfTI file: `array` in stored order and scaled units, `affine` (4, 4) from voxel to mm (RAS+)."""
+
+    array: np.ndarray
+    affine: np.ndarray
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """Voxel size in mm per array axis."""
+        return tuple(float(size) for size in nibabel.affines.voxel_sizes(self.affine))[: self.array.ndim]
+
+    @property
+    def orientation(self) -> str:
+        """Where each array axis points, for example RAS: right, anterior, superior."""
+        return "".join(nibabel.aff2axcodes(self.affine))
+
+
+def read_nifti(path: Path) -> Volume:
+    """Read one file; MedcookError when it is damaged."""
+    try:
+        image = nibabel.load(path)
+        return Volume(np.asanyarray(image.dataobj), image.affine)
+    except (OSError, EOFError, ValueError, nibabel.filebasedimages.ImageFileError) as error:
+        raise MedcookError(f"{path}: not a readable NIfTI file ({first(error)}).", "Fetch or export it again.") from error
+
+
+def first(error: Exception) -> str:
+    """An error's text on one line."""
+    return " ".join(str(error).split())
+
+
+def canonical(volume: Volume) -> Volume:
+    """The same volume with its axes flipped and swapped to point right, anterior, superior; no resampling."""
+    image = nibabel.as_closest_canonical(nibabel.Nifti1Image(volume.array, volume.affine))
+    return Volume(np.asanyarray(image.dataobj), image.affine)

@@ -1,0 +1,39 @@
+"""PNG: 8-bit images and masks."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from medcook.errors import MedcookError
+
+
+def read_gray(path: Path) -> np.ndarray:
+    """The image as (H, W) float32 in its stored units; colour is averaged to grey."""
+    pixels = read_pixels(path).astype(np.float32)
+    return pixels[..., :3].mean(-1) if pixels.ndim == 3 else pixels
+
+
+def read_mask(path: Path, inverted: bool = False) -> np.ndarray:
+    """A black-and-white mask as (H, W) uint8 of 0 and 1; `inverted` where black marks the structure."""
+    gray = read_gray(path)
+    marked = gray > gray.max() / 2 if gray.max() > 0 else np.zeros(gray.shape, bool)
+    return (marked != inverted).astype(np.uint8)
+
+
+def read_labels(path: Path) -> np.ndarray:
+    """A label map as (H, W) integers, as stored; MedcookError for a colour image."""
+    pixels = read_pixels(path)
+    if pixels.ndim != 2:
+        raise MedcookError(f"{path}: a label map needs one channel, not {pixels.shape[-1]}.", "Store the class as grey.")
+    return pixels
+
+
+def read_pixels(path: Path) -> np.ndarray:
+    """All stored channels: (H, W) or (H, W, C); palettes give their indices."""
+    try:
+        with Image.open(path) as image:
+            pixels = np.asarray(image)
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+        raise MedcookError(f"{path}: not a readable PNG ({error}).", "Fetch or export it again.") from error
+    return pixels.astype(np.uint8) if pixels.dtype == bool else pixels

@@ -1,0 +1,1 @@
+"""One file per data set layout: which cases there are, and which files make one."""
