@@ -64,9 +64,10 @@ class Task:
     folds: int = 5
     evaluation: Literal["val", "test"] = "val"
 
-    @cached_property
+    @property
     def data(self) -> Dataset:
-        return _open(self.dataset)
+        """The open data set; the same object for every task of a process."""
+        return shared_dataset(self.dataset)
 
     @cached_property
     def preparation(self) -> Preparation:
@@ -113,7 +114,7 @@ class Task:
 
     def samples(self, role: Literal["labelled", "unlabelled", "val"]) -> Samples:
         """The prepared tensors of one role; labels of unlabelled cases are blanked, so that nothing can learn from them."""
-        samples = _samples(self.dataset, self.preparation, getattr(self, f"{role}_patients"))
+        samples = prepare(self.data, self.preparation, getattr(self, f"{role}_patients"))
         if role == "unlabelled":
             samples = Samples(samples.images, torch.full_like(samples.labels, IGNORE), samples.case_of)
         return samples
@@ -124,20 +125,22 @@ class Task:
 
 
 @lru_cache(maxsize=8)
-def _open(name: str) -> Dataset:
+def shared_dataset(name: str) -> Dataset:
+    """`open_dataset`, once a process."""
     return open_dataset(name)
 
 
 @lru_cache(maxsize=600)
-def _prepared(dataset: str, preparation: Preparation, case_id: str) -> tuple[Tensor, Tensor]:
-    case = _open(dataset).load(case_id)
+def _prepared(data: Dataset, preparation: Preparation, case_id: str) -> tuple[Tensor, Tensor]:
+    case = data.load(case_id)
     return preparation.images(case), preparation.labels(case)
 
 
-def _samples(dataset: str, preparation: Preparation, patients: tuple[str, ...]) -> Samples:
-    case_ids = [case_id for patient in patients for case_id in _open(dataset).patients[patient]]
+def prepare(data: Dataset, preparation: Preparation, patients: tuple[str, ...]) -> Samples:
+    """All cases of `patients` as tensors; each case is read once a process."""
+    case_ids = [case_id for patient in patients for case_id in data.patients[patient]]
     if not case_ids:
-        raise MedcookError(f"{dataset}: no cases for these patients.", "Check the split and the number of labelled patients.")
-    images, labels = zip(*(_prepared(dataset, preparation, case_id) for case_id in case_ids), strict=True)
+        raise MedcookError(f"{data.manifest.name}: no cases for these patients.", "Check the split and `labelled`.")
+    images, labels = zip(*(_prepared(data, preparation, case_id) for case_id in case_ids), strict=True)
     case_of = torch.cat([torch.full((len(stack),), number) for number, stack in enumerate(images)])
     return Samples(torch.cat(images), torch.cat(labels), case_of)

@@ -5,6 +5,7 @@ with the same bits, and a run does not depend on how its batches were loaded.
 """
 
 import contextlib
+import logging
 import time
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -15,13 +16,15 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from medcook.data.case import Case
+from medcook.data.case import IGNORE, Case
 from medcook.errors import MedcookError
 from medcook.fingerprints import behaviour, resolve_precision
 from medcook.methods import Batch, Method
 from medcook.networks import parameters
 from medcook.runs import RunFolder, content_key
 from medcook.tasks import Budget, Samples, Task
+
+logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
 
 CHECKPOINT_SECONDS = 20.0
 GRADIENT_NORM = 5.0
@@ -135,7 +138,7 @@ class Loop:
         history, clock = state["history"], Clock(state["seconds"])
 
         with torch.random.fork_rng(), tqdm(
-            total=self.budget.steps, initial=state["step"], desc="train", leave=False, disable=not self.progress
+            total=self.budget.steps, initial=state["step"], desc="train", leave=False, mininterval=2, disable=not self.progress
         ) as bar:
             for step in range(state["step"], self.budget.steps):
                 clock.start()
@@ -270,12 +273,12 @@ def validation_dice(method: Method, nets: nn.ModuleDict, val: Samples) -> float:
     nets.eval()
     device = next(nets.parameters()).device
     guess = torch.cat([method.predict(nets, part.to(device)).argmax(1).cpu() for part in val.images.split(32)])
-    classes = range(1, int(val.labels[val.labels != 255].max()) + 1)
+    classes = range(1, int(val.labels[val.labels != IGNORE].max()) + 1)
     scores = []
     for case in val.case_of.unique():
         mine, truth = guess[val.case_of == case], val.labels[val.case_of == case]
         for value in classes:
-            a, b = (mine == value) & (truth != 255), truth == value
+            a, b = (mine == value) & (truth != IGNORE), truth == value
             size = int(a.sum() + b.sum())
             scores.append(2 * int((a & b).sum()) / size if size else 1.0)
     return sum(scores) / len(scores)

@@ -21,19 +21,20 @@ class Component:
 
 @dataclass(frozen=True)
 class Arm:
-    """One side of a comparison: a method, on the recipe's task unless it brings its own."""
+    """One side of a comparison: a method, and what it changes in the recipe's task (mostly nothing)."""
 
     method: Method
-    task: Task | None = None
+    changes: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What one profile runs: the task, the budget of a run, and how many replicates."""
+    """What one profile runs: the task, the budget of a run, how many replicates, and which arms (None: all)."""
 
     task: Task
     budget: Budget
     replicates: int = 3
+    arms: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class Recipe:
     """One paper (or one claim of the book's own), ready to be tested.
 
     paper       id in the ledger, or the name of a claim of the book's own
-    arms        {name: Arm}; `compare` and `ablation` name (better, reference) pairs of them
+    arms        {name: Arm}; `compare` and `ablation` name (better, reference) pairs of them; a recipe
+                without `compare` measures and passes no verdict
     scales      {profile: Scale}
     replicate   what a replicate varies besides the random seed: nothing more, the draw of labelled
                 patients, or the held-out fold
@@ -54,7 +56,7 @@ class Recipe:
     claim: str
     arms: dict[str, Arm]
     scales: dict[str, Scale]
-    compare: tuple[str, str]
+    compare: tuple[str, str] | None = None
     ablation: tuple[str, str] | None = None
     replicate: Replicate = "seed"
     metric: str = "dice"
@@ -67,7 +69,11 @@ class Recipe:
     def run(self, profile: str, arm: str, number: int) -> tuple[Method, Task, Budget, int]:
         """Method, task, budget and seed of replicate `number` of an arm."""
         scale = self.scales[profile]
-        task = self.arms[arm].task or scale.task
+        changes = dict(self.arms[arm].changes)
         if self.replicate != "seed":
-            task = replace(task, **{self.replicate: number})
-        return self.arms[arm].method, task, scale.budget, number
+            changes[self.replicate] = number
+        return self.arms[arm].method, replace(scale.task, **changes), scale.budget, number
+
+    def arms_at(self, profile: str) -> tuple[str, ...]:
+        """Names of the arms that a profile runs."""
+        return self.scales[profile].arms or tuple(self.arms)

@@ -1,0 +1,18 @@
+"""The book's baseline in three dimensions: a 3D U-Net on the hippocampus (Decathlon Task04), five-fold."""
+
+from medcook.methods import Supervised
+from medcook.recipes.recipe import Arm, Recipe, Scale
+from medcook.tasks import Budget, Task
+
+recipe = Recipe(
+    paper="unet-hippocampus",
+    title="U-Net baseline in 3D, hippocampus (MSD Task04)",
+    claim="A plain 3D U-Net reaches a mean Dice of 0.87 within eight minutes of training on two cores.",
+    arms={"unet": Arm(Supervised(channels=(12, 24, 48, 96)))},
+    replicate="fold",
+    scales={
+        "quick": Scale(Task("embedded"), Budget(steps=60, batch=8, checks=3), replicates=1),
+        "full": Scale(Task("hippocampus"), Budget(steps=400, batch=4), replicates=5),
+    },
+    published={"nnU-Net, 208/52": 0.892},
+)
