@@ -5,6 +5,7 @@ import io
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -89,12 +90,12 @@ def scrubber() -> Callable[[str], str]:
         str(paths.mirror_dir() or ""): "<mirror>",
         str(paths.ROOT): "<medcook>",
         sys.prefix: "<python>",
+        tempfile.gettempdir(): "<temporary>",
         str(Path.home()): "~",
     }
     known = sorted((place for place in places if len(place) > 1), key=len, reverse=True)
     pattern = re.compile("|".join(re.escape(place) + r"(?=[/\\\s\"'&<>:,)]|$)" for place in known))
-    scratch = re.compile(r"/tmp/[\w./-]*")
-    return lambda text: scratch.sub("<temporary>", pattern.sub(lambda match: places[match.group()], text))
+    return lambda text: pattern.sub(lambda match: places[match.group()], text)
 
 
 def _shrink(notebook: NotebookNode, name: str, limit: int) -> None:
