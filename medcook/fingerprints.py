@@ -27,7 +27,8 @@ SOURCES = ("training.py", "methods.py", "losses.py", "preparation.py", "tasks.py
 
 def behaviour(method: Method) -> dict[str, float]:
     """The fingerprint of a method, computed once for each state of the source code."""
-    source = sha256((json.dumps(method.settings(), sort_keys=True) + source_hash(type(method))).encode()).hexdigest()[:16]
+    identity = json.dumps(method.settings(), sort_keys=True) + source_hash(type(method))
+    source = sha256(identity.encode()).hexdigest()[:16]
     path = cache_dir() / "fingerprints" / f"{source}.json"
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8"))
@@ -67,7 +68,7 @@ def agree(one: dict[str, float], other: dict[str, float]) -> bool:
 def source_hash(kind: type) -> str:
     """Hash of the source files that can change what a method does: the core's, and those of its classes."""
     package = Path(__file__).parent
-    files = {path for name in SOURCES for path in ([package / name] if name.endswith(".py") else (package / name).rglob("*.py"))}
+    files = {path for name in SOURCES for path in package.glob(name if name.endswith(".py") else f"{name}/**/*.py")}
     files |= {Path(inspect.getfile(base)) for base in kind.__mro__ if base.__module__.startswith("medcook")}
     digest = sha256(torch.__version__.encode())
     for path in sorted(files):
@@ -84,16 +85,15 @@ def resolve_precision(wanted: str) -> str:
 
 
 def timed_precisions() -> dict[str, float]:
-    """Milliseconds of a small convolution training step in either precision, timed once for a machine and torch version."""
+    """Milliseconds of a small training step in either precision, timed once for a machine and torch version."""
     device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else platform.processor() or platform.machine()
-    path = cache_dir() / f"precision-{sha256((device + torch.__version__ + _cpu_flags()).encode()).hexdigest()[:12]}.json"
+    machine = sha256(f"{device} {torch.backends.cpu.get_cpu_capability()} {torch.__version__}".encode()).hexdigest()[
+        :12
+    ]
+    path = cache_dir() / f"precision-{machine}.json"
     if not path.exists():
         write_atomically(path, json.dumps({name: _time_step(name) for name in ("float32", "bfloat16")}))
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _cpu_flags() -> str:
-    return torch.backends.cpu.get_cpu_capability()
 
 
 def _time_step(precision: str, repeats: int = 5) -> float:
@@ -103,7 +103,8 @@ def _time_step(precision: str, repeats: int = 5) -> float:
         torch.manual_seed(0)
         net = torch.nn.Sequential(*[torch.nn.Conv2d(32, 32, 3, padding=1) for _ in range(3)])
         images = torch.randn(8, 32, 64, 64)
-    net, images = net.to(device, memory_format=torch.channels_last), images.to(device, memory_format=torch.channels_last)
+    layout = torch.channels_last
+    net, images = net.to(device, memory_format=layout), images.to(device, memory_format=layout)
     taken = []
     for _ in range(repeats + 1):
         began = time.perf_counter()

@@ -113,7 +113,7 @@ PREPARATIONS = {
     "embedded": Preparation(size=(96, 96)),
     "acdc": Preparation(size=(128, 128), long_side=256, centre="roi"),
     "chest_xray": Preparation(size=(128, 128), long_side=128),
-    "hippocampus": Preparation(size=(48, 64, 48)),
+    "hippocampus": Preparation(size=(32, 56, 40)),
 }
 DEFAULT = Preparation(size=(128, 128), long_side=128)
 

@@ -20,7 +20,7 @@ def content_key(**parts) -> str:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder of one run: `run.json` (what and how well), `weights.pt`, and `checkpoint.pt` while it is under way."""
+    """The folder of one run: `run.json`, `weights.pt`, and `checkpoint.pt` while it is under way."""
 
     key: str
 

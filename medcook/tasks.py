@@ -30,7 +30,7 @@ class Budget:
 
 @dataclass
 class Samples:
-    """Prepared cases as tensors: images (N, C, *size) float32, labels (N, *size) uint8, case_of (N,) index of the case."""
+    """Prepared cases: images (N, C, *size) float32, labels (N, *size) uint8, case_of (N,) number of the case."""
 
     images: Tensor
     labels: Tensor
@@ -85,7 +85,7 @@ class Task:
 
     @property
     def select(self) -> bool:
-        """Whether a val-selected checkpoint may be kept: only where the scored patients are not the ones that select."""
+        """Whether a val-selected checkpoint is kept: only where the scored patients are not those that select."""
         return self.evaluation == "test"
 
     @cached_property
@@ -113,7 +113,7 @@ class Task:
         return self.data.cases(getattr(self, f"{role}_patients"))
 
     def samples(self, role: Literal["labelled", "unlabelled", "val"]) -> Samples:
-        """The prepared tensors of one role; labels of unlabelled cases are blanked, so that nothing can learn from them."""
+        """The prepared tensors of one role; labels of unlabelled cases are blanked, so nothing can learn from them."""
         samples = prepare(self.data, self.preparation, getattr(self, f"{role}_patients"))
         if role == "unlabelled":
             samples = Samples(samples.images, torch.full_like(samples.labels, IGNORE), samples.case_of)

@@ -63,7 +63,9 @@ class Fitted:
         return self.probabilities(case, checkpoint).argmax(0).to(torch.uint8).numpy()
 
 
-def fit(method: Method, task: Task, budget: Budget, seed: int = 0, *, cache: bool = True, progress: bool = True) -> Fitted:
+def fit(
+    method: Method, task: Task, budget: Budget, seed: int = 0, *, cache: bool = True, progress: bool = True
+) -> Fitted:
     """Train `method` on the task's train and val patients; test patients are out of reach.
 
     A finished run with the same content (method, task, budget, seed, data, behaviour, versions) is read from
@@ -121,7 +123,8 @@ class Loop:
 
     def run(self, folder: RunFolder | None = None) -> Fitted:
         """Train for the budget's steps; with a folder, save checkpoints and resume from one."""
-        fabric = Fabric(accelerator="auto", devices=1, precision="bf16-mixed" if self.precision == "bfloat16" else "32-true")
+        precision = "bf16-mixed" if self.precision == "bfloat16" else "32-true"
+        fabric = Fabric(accelerator="auto", devices=1, precision=precision)
         nets = self.build()
         trained = [p for p in nets.parameters() if p.requires_grad]
         optimiser = torch.optim.AdamW(trained, lr=self.method.rate, weight_decay=self.method.decay, fused=True)
@@ -137,9 +140,9 @@ class Loop:
             state = saved["state"]
         history, clock = state["history"], Clock(state["seconds"])
 
-        with torch.random.fork_rng(), tqdm(
-            total=self.budget.steps, initial=state["step"], desc="train", leave=False, mininterval=2, disable=not self.progress
-        ) as bar:
+        bar = tqdm(total=self.budget.steps, desc="train", leave=False, mininterval=2, disable=not self.progress)
+        bar.update(state["step"])
+        with torch.random.fork_rng(), bar:
             for step in range(state["step"], self.budget.steps):
                 clock.start()
                 rng = torch.Generator().manual_seed(self.seed * 1_000_003 + step)

@@ -32,7 +32,9 @@ class Augment:
         grid = grid.to(images.device)
         moved = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
         if labels is not None:
-            labels = F.grid_sample(labels[:, None].float(), grid, mode="nearest", align_corners=False)[:, 0].to(torch.uint8)
+            labels = F.grid_sample(labels[:, None].float(), grid, mode="nearest", align_corners=False)[:, 0].to(
+                torch.uint8
+            )
         return self.intensity(moved, rng), labels
 
     def affine(self, batch: int, dims: int, rng: torch.Generator) -> Tensor:

@@ -26,7 +26,9 @@ class UNet(nn.Module):
     Every side of the image must be divisible by 2 ** (len(channels) - 1).
     """
 
-    def __init__(self, *, inputs: int = 1, classes: int = 4, channels: tuple[int, ...] = (16, 32, 64, 128, 128), dims: int = 2):
+    def __init__(
+        self, *, inputs: int = 1, classes: int = 4, channels: tuple[int, ...] = (16, 32, 64, 128, 128), dims: int = 2
+    ):
         super().__init__()
         self.pool = F.max_pool2d if dims == 2 else F.max_pool3d
         self.mode = "bilinear" if dims == 2 else "trilinear"

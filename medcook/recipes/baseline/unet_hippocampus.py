@@ -8,7 +8,7 @@ recipe = Recipe(
     paper="unet-hippocampus",
     title="U-Net baseline in 3D, hippocampus (MSD Task04)",
     claim="A plain 3D U-Net reaches a mean Dice of 0.87 within eight minutes of training on two cores.",
-    arms={"unet": Arm(Supervised(channels=(12, 24, 48, 96)))},
+    arms={"unet": Arm(Supervised(channels=(16, 32, 64, 128)))},
     replicate="fold",
     scales={
         "quick": Scale(Task("embedded"), Budget(steps=60, batch=8, checks=3), replicates=1),

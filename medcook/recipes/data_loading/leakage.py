@@ -20,7 +20,7 @@ from medcook.tasks import Budget, Samples, Task, prepare, shared_dataset
 
 
 class HalfOfEverySlice(Dataset):
-    """A data set of volumes in which half of each volume's slices are hidden behind `IGNORE`, chosen by case and side."""
+    """A data set of volumes, half of the slices of each hidden behind `IGNORE`, chosen by case and side."""
 
     def __init__(self, whole: Dataset, side: int):
         super().__init__(whole.manifest)
