@@ -1,0 +1,55 @@
+# Two commands to know:   make cook   and   make test
+#
+#   PROFILE=full make cook                 real data instead of the embedded cohort
+#   make cook CHAPTERS="02"                some chapters only
+#   make cook TORCH_INDEX=<index url>      PyTorch from another package index (its CPU build, for instance)
+#   make cook PIP_ARGS="..."               further options for pip
+
+PYTHON   ?= python3
+VENV     ?= .venv
+PROFILE  ?= quick
+CHAPTERS ?=
+WORKERS  ?= 2
+PIP_ARGS ?=
+TORCH_INDEX ?=
+
+BIN   := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ENVIRONMENT := OMP_NUM_THREADS=1 MPLBACKEND=Agg
+
+export PROFILE
+
+.PHONY: cook test lint nbval figures check-figures publish clean
+
+cook: $(STAMP)
+	$(BIN)/python -m medcook cook $(CHAPTERS)
+
+test: $(STAMP)
+	$(ENVIRONMENT) $(BIN)/python -m pytest -q -n $(WORKERS)
+
+lint: $(STAMP)
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m medcook check
+
+nbval: $(STAMP)
+	PROFILE=quick $(BIN)/python -m pytest -q --nbval-lax --nbval-current-env -p no:cacheprovider notebooks/
+
+figures: $(STAMP)
+	$(BIN)/python -m medcook figures
+
+check-figures: $(STAMP)
+	$(ENVIRONMENT) $(BIN)/python -m pytest -q tests/notebooks/test_committed_figures.py
+
+publish: $(STAMP)
+	PROFILE=full $(BIN)/python -m medcook cook $(CHAPTERS)
+	$(BIN)/python -m medcook publish $(CHAPTERS)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "medcook needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is %d.%d: choose another with make PYTHON=python3.12." % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(if $(TORCH_INDEX),$(BIN)/python -m pip install $(PIP_ARGS) torch -c constraints.txt --index-url $(TORCH_INDEX))
+	$(BIN)/python -m pip install $(PIP_ARGS) -e ".[dev]" -c constraints.txt
+	@touch $@
+
+clean:
+	rm -rf $(VENV)
