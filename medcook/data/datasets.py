@@ -58,7 +58,7 @@ class Dataset:
         return registry_of(Path(self.manifest.registry).stem) if self.manifest.registry else {}
 
     def file(self, path: str) -> Path:
-        """One file of the set; where it is missing, the whole registry is fetched, in parallel and with a progress bar."""
+        """One file of the set; where it is missing the whole set is fetched, in parallel and with a progress bar."""
         name = self.manifest.name
         if found := fetch.local(name, path):
             return found
@@ -154,7 +154,9 @@ def as_labels(array: np.ndarray, path: Path) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         labels = array.astype(np.uint8)
     if not np.array_equal(labels, array):
-        raise MedcookError(f"{path}: the label holds values that are not whole numbers from 0 to 255.", "Export it again.")
+        raise MedcookError(
+            f"{path}: the label holds values that are not whole numbers from 0 to 255.", "Export it again."
+        )
     return labels
 
 

@@ -36,7 +36,7 @@ class Archive(Strict):
 
 
 class Manifest(Strict):
-    """One YAML file in data_manifests/: `options` go to the reader, `registry` and `splits` are paths beside the file."""
+    """One YAML file in data_manifests/: `options` go to the reader; `registry` and `splits` are paths there."""
 
     name: str
     title: str
@@ -69,8 +69,9 @@ class Manifest(Strict):
 def load_manifest(name: str, folder: Path = MANIFESTS) -> Manifest:
     """The manifest called `name`; MedcookError when there is none or a field is wrong."""
     path = folder / f"{name}.yaml"
-    if not path.exists():
-        raise MedcookError(f"There is no data set called {name!r}.", f"Known: {', '.join(manifest_names(folder))}.")
+    if name not in manifest_names(folder):
+        known = [other for other in manifest_names(folder) if other.startswith(f"{name}/")] or manifest_names(folder)
+        raise MedcookError(f"There is no data set called {name!r}.", f"Known: {', '.join(known)}.")
     try:
         return Manifest.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (ValidationError, yaml.YAMLError) as error:
@@ -86,5 +87,5 @@ def first_line(error: Exception) -> str:
 
 
 def manifest_names(folder: Path = MANIFESTS) -> list[str]:
-    """Names of all manifests, sorted."""
-    return sorted(path.stem for path in folder.glob("*.yaml"))
+    """Names of all manifests, sorted: the path below the folder, for example `acdc` or `msd/Task09_Spleen`."""
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))

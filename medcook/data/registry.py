@@ -12,12 +12,13 @@ from medcook.paths import MANIFESTS
 
 @dataclass(frozen=True)
 class Entry:
-    """One file: `path` below the data set's folder, `bytes` long, to be had from any of `urls`."""
+    """One file: `path` below the data set's folder, to be had from any of `urls`; `bytes` is None where unknown."""
 
     path: str
-    sha256: str
-    bytes: int
+    checksum: str
+    bytes: int | None
     urls: tuple[str, ...]
+    algorithm: str = "sha256"
 
 
 @lru_cache
@@ -26,9 +27,13 @@ def load_registry(path: Path) -> dict[str, Entry]:
     try:
         with path.open(encoding="utf-8", newline="") as lines:
             rows = list(csv.DictReader(lines))
-        entries = [Entry(r["path"], r["sha256"], int(r["bytes"]), tuple(r["url"].replace("|", " ").split())) for r in rows]
+        entries = [
+            Entry(r["path"], r["sha256"], int(r["bytes"]), tuple(r["url"].replace("|", " ").split())) for r in rows
+        ]
     except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise MedcookError(f"{path}: not a readable registry ({error}).", "It needs path, sha256, bytes, url.") from error
+        raise MedcookError(
+            f"{path}: not a readable registry ({error}).", "It needs path, sha256, bytes, url."
+        ) from error
     return {entry.path: entry for entry in entries}
 
 
@@ -40,5 +45,5 @@ def registry_of(name: str) -> dict[str, Entry]:
 
 def content_hash(entries: dict[str, Entry]) -> str:
     """SHA-256 over all paths and checksums: the same for the same files, whatever their order and address."""
-    lines = sorted(f"{entry.path} {entry.sha256}" for entry in entries.values())
+    lines = sorted(f"{entry.path} {entry.checksum}" for entry in entries.values())
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -1,24 +1,32 @@
-"""How the committed splits were made: `python -m medcook.data.split_plans` writes them again, the same to the letter."""
+"""How the committed splits were made: `python -m medcook.data.split_plans` writes them again, letter by letter."""
 
 import json
 import random
 from collections.abc import Hashable
+from dataclasses import dataclass
 from pathlib import Path
 
-from medcook.data.datasets import Dataset, open_dataset
+from medcook.data.datasets import open_dataset
 from medcook.data.splits import Split
 from medcook.paths import MANIFESTS
 
-PLANS = {
-    "bubil": (20, 5, 10),
-    "chest_xray": (448, 102, 138),
-    "embedded": (24, 6, 10),
-    "hippocampus": (182, 26, 52),
-    "openkbp": (7, 2, 3),
-}
-"""{data set: patients in train, val and test}. ACDC's split is the published one and is not made here."""
+@dataclass(frozen=True)
+class Plan:
+    """Numbers of patients in train, val and test, and the attributes that are spread evenly over them."""
 
-STRATA = ("site", "tuberculosis", "sex", "group")
+    counts: tuple[int, int, int]
+    strata: tuple[str, ...] = ()
+
+
+PLANS = {
+    "bubil": Plan((20, 5, 10)),
+    "chest_xray": Plan((448, 102, 138), ("site", "tuberculosis", "sex")),
+    "embedded": Plan((24, 6, 10), ("site", "sex", "group")),
+    "hippocampus": Plan((182, 26, 52)),
+    "kits21": Plan((210, 30, 60)),
+    "openkbp": Plan((7, 2, 3)),
+}
+"""By data set. ACDC's split is the published one and is not made here."""
 
 
 def stratified(strata: dict[str, Hashable], counts: tuple[int, int, int], seed: str, source: str) -> Split:
@@ -40,16 +48,15 @@ def stratified(strata: dict[str, Hashable], counts: tuple[int, int, int], seed: 
     return Split(*map(tuple, parts), source=source)
 
 
-def make_split(name: str, dataset: Dataset | None = None) -> Split:
-    """The split of a data set by its plan, stratified by the attributes that are known without reading an image."""
-    dataset = dataset or open_dataset(name)
+def make_split(name: str) -> Split:
+    """The split of a data set by its plan."""
+    plan, dataset = PLANS[name], open_dataset(name)
     strata = {}
     for patient, cases in dataset.patients.items():
-        known = dataset.attributes(cases[0])
-        strata[patient] = tuple(known.get(key) for key in STRATA if key in known)
-    by = [key for key in STRATA if key in dataset.attributes(next(iter(dataset.index())))]
-    source = f"medcook.data.split_plans, by patient{', stratified by ' + ', '.join(by) if by else ''}"
-    return stratified(strata, PLANS[name], seed=f"split {name}", source=source)
+        known = dataset.attributes(cases[0]) if plan.strata else {}
+        strata[patient] = tuple(known[key] for key in plan.strata)
+    by = f", stratified by {', '.join(plan.strata)}" if plan.strata else ""
+    return stratified(strata, plan.counts, seed=f"split {name}", source=f"medcook.data.split_plans, by patient{by}")
 
 
 def split_text(split: Split) -> str:

@@ -13,7 +13,7 @@ from medcook.errors import MedcookError
 
 @dataclass(frozen=True)
 class Split:
-    """Patients of a data set in three disjoint groups; the order of `train` is the published order, where there is one."""
+    """Patients of a data set in three disjoint groups; `train` is in the published order, where there is one."""
 
     train: tuple[str, ...]
     val: tuple[str, ...]
@@ -36,7 +36,9 @@ class Split:
         if count is None:
             return self.train
         if not 1 <= count <= len(self.train):
-            raise MedcookError(f"labelled={count} is out of range.", f"This split has {len(self.train)} training patients.")
+            raise MedcookError(
+                f"labelled={count} is out of range.", f"This split has {len(self.train)} training patients."
+            )
         order = list(self.train)
         if draw:
             random.Random(f"draw {draw}").shuffle(order)
@@ -56,7 +58,9 @@ def load_split(path: Path) -> Split:
         content = json.loads(path.read_text(encoding="utf-8"))
         return Split(*(tuple(content[part]) for part in ("train", "val", "test")), source=content.get("source", ""))
     except (OSError, ValueError, KeyError) as error:
-        raise MedcookError(f"{path}: not a readable split file ({error}).", "It needs the lists train, val and test.") from error
+        raise MedcookError(
+            f"{path}: not a readable split file ({error}).", "It needs the lists train, val and test."
+        ) from error
 
 
 def split_by_hash(patients: Iterable[str], val: float = 0.15, test: float = 0.15) -> Split:
@@ -93,6 +97,7 @@ def guard_test(dataset: str, case_id: str) -> None:
     """Refuse a test case outside `open_test`, and log it inside."""
     if not _open_for:
         raise MedcookError(
-            f"{case_id} of {dataset} is a test case.", "Develop on train and val; medcook.evaluation opens the test set once."
+            f"{case_id} of {dataset} is a test case.",
+            "Develop on train and val; medcook.evaluation opens the test set once.",
         )
     _reads.append({"dataset": dataset, "case": case_id, "reason": _open_for[-1]})

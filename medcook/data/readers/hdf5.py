@@ -1,4 +1,4 @@
-"""HDF5 of a set in the registry (its checksum is verified before this is called); for others see `medcook.data.safe`."""
+"""HDF5 whose checksum was verified; files that a user brings go through `medcook.data.safe` instead."""
 
 from pathlib import Path
 
@@ -16,4 +16,6 @@ def read_hdf5(path: Path, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
     except KeyError as error:
         raise MedcookError(f"{path}: {error.args[0]}.", f"It needs the arrays {', '.join(keys)}.") from error
     except (OSError, RuntimeError) as error:
-        raise MedcookError(f"{path}: not a readable HDF5 file ({error}).", "It may be truncated: fetch it again.") from error
+        raise MedcookError(
+            f"{path}: not a readable HDF5 file ({error}).", "It may be truncated: fetch it again."
+        ) from error

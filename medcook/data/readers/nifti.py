@@ -33,7 +33,9 @@ def read_nifti(path: Path) -> Volume:
         image = nibabel.load(path)
         return Volume(np.asanyarray(image.dataobj), image.affine)
     except (OSError, EOFError, ValueError, nibabel.filebasedimages.ImageFileError) as error:
-        raise MedcookError(f"{path}: not a readable NIfTI file ({first(error)}).", "Fetch or export it again.") from error
+        raise MedcookError(
+            f"{path}: not a readable NIfTI file ({first(error)}).", "Fetch or export it again."
+        ) from error
 
 
 def first(error: Exception) -> str:

@@ -16,16 +16,18 @@ def read_gray(path: Path) -> np.ndarray:
 
 def read_mask(path: Path, inverted: bool = False) -> np.ndarray:
     """A black-and-white mask as (H, W) uint8 of 0 and 1; `inverted` where black marks the structure."""
-    gray = read_gray(path)
-    marked = gray > gray.max() / 2 if gray.max() > 0 else np.zeros(gray.shape, bool)
-    return (marked != inverted).astype(np.uint8)
+    pixels = read_pixels(path)
+    gray = pixels[..., 0] if pixels.ndim == 3 else pixels
+    return ((gray > gray.max() / 2) != inverted).astype(np.uint8)
 
 
 def read_labels(path: Path) -> np.ndarray:
     """A label map as (H, W) integers, as stored; MedcookError for a colour image."""
     pixels = read_pixels(path)
     if pixels.ndim != 2:
-        raise MedcookError(f"{path}: a label map needs one channel, not {pixels.shape[-1]}.", "Store the class as grey.")
+        raise MedcookError(
+            f"{path}: a label map needs one channel, not {pixels.shape[-1]}.", "Store the class as grey."
+        )
     return pixels
 
 

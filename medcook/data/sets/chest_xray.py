@@ -12,7 +12,10 @@ SITES = ("Montgomery", "Shenzhen")
 
 
 class ChestXray(Dataset):
-    """A case is one X-ray, image (1, 256, 256) in 0 to 255; attributes: site, sex, age (None: unknown), tuberculosis."""
+    """A case is one X-ray: image (1, 256, 256) in 0 to 255.
+
+    attributes: site, sex, age (None where unknown), tuberculosis
+    """
 
     def index(self) -> dict[str, str]:
         return {stem: stem for stem in self._images}
