@@ -12,7 +12,7 @@ from medcook.errors import MedcookError
 
 
 def frame_of(table, patients=None):
-    """(replicates, patients) array -> evaluation frame with one case and structure per patient; NaN leaves a row out."""
+    """(replicates, patients) array -> evaluation frame, one case and structure per patient; NaN leaves a row out."""
     table = np.atleast_2d(table)
     patients = patients or [f"p{number:03d}" for number in range(table.shape[1])]
     rows = [

@@ -1,0 +1,288 @@
+"""Reproducing: every run recorded, none repeated, test reads counted, staleness seen. Training itself is faked."""
+
+import json
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from medcook import evidence, fingerprints, paths, records, training
+from medcook.data.case import Case
+from medcook.data.splits import Split, guard_test
+from medcook.errors import MedcookError
+from medcook.recipes.recipe import Arm, Recipe, Scale
+from medcook.tasks import Budget
+
+
+class Toy:
+    """A data set of squares: eight train and val patients, two test patients."""
+
+    manifest = SimpleNamespace(name="toy", structures={1: "square"}, simulated=False)
+    split = Split(tuple("abcd"), tuple("efgh"), ("t", "u"))
+    hash = "toyhash"
+
+    def cases(self, patients):
+        for patient in patients:
+            if patient in self.split.test:
+                guard_test("toy", patient)
+            label = np.zeros((12, 12), np.uint8)
+            label[2:8, 2 : 6 + ord(patient) % 4] = 1
+            yield Case(label[None].astype(np.float32), label, f"{patient}-1", patient)
+
+
+@dataclass(frozen=True)
+class ToyTask:
+    evaluation: str = "val"
+    fold: int | None = None
+
+    data = Toy()
+
+    @property
+    def val_patients(self):
+        return self.data.split.val if self.fold is None else self.data.split.folds(5)[self.fold][1]
+
+    def describe(self):
+        return {"kind": "ToyTask", "evaluation": self.evaluation, "fold": self.fold}
+
+
+@dataclass(frozen=True)
+class ToyMethod:
+    """Predicts the square, without its first `loses` rows."""
+
+    loses: int = 0
+
+    def settings(self):
+        return {"method": "ToyMethod", "loses": self.loses}
+
+
+@dataclass
+class ToyFitted:
+    method: ToyMethod
+    seed: int
+    weights: dict = field(default_factory=lambda: {"last": None})
+    key: str = "key"
+    cost: dict = field(default_factory=lambda: {"steps": 3, "seconds": 1.5, "device": "cpu"})
+    history: dict = field(default_factory=lambda: {"loss": [1.0] * 100, "val_step": [50], "val_dice": [0.5]})
+
+    def predict(self, case, checkpoint="last"):
+        guess = case.label.copy()
+        guess[: 2 + self.method.loses + self.seed % 2] = 0
+        return guess
+
+
+def make_recipe(**changes):
+    values = {
+        "paper": "toy-paper",
+        "title": "Toy",
+        "claim": "More rows are better.",
+        "arms": {"whole": Arm(ToyMethod()), "cut": Arm(ToyMethod(2)), "no rows": Arm(ToyMethod(6))},
+        "compare": ("whole", "cut"),
+        "ablation": ("whole", "no rows"),
+        "scales": {name: Scale(ToyTask(), Budget(steps=3)) for name in ("quick", "full")},
+    }
+    return Recipe(**(values | changes))
+
+
+@pytest.fixture(autouse=True)
+def world(tmp_path, monkeypatch):
+    """Evidence in a temporary folder, training counted and faked, behaviour by settings."""
+    fitted = []
+
+    def fit(method, task, budget, seed, progress=True):
+        fitted.append((method, seed))
+        extra = {"selected": None} if task.evaluation == "test" else {}
+        return ToyFitted(method, seed, weights={"last": None} | extra)
+
+    monkeypatch.setattr(paths, "EVIDENCE", tmp_path)
+    monkeypatch.setattr(training, "fit", fit)
+    monkeypatch.setattr(fingerprints, "behaviour", lambda method: {"loss": float(method.loses)})
+    return SimpleNamespace(fitted=fitted, folder=tmp_path / "toy-paper", monkeypatch=monkeypatch)
+
+
+def reproduce(recipe, profile="full", **options):
+    return evidence.reproduce(recipe, profile, progress=False, **options)
+
+
+def test_every_arm_and_replicate_leaves_a_record(world):
+    reproduce(make_recipe())
+    names = sorted(path.name for path in (world.folder / "full").iterdir())
+    assert len(world.fitted) == 9 and len(names) == 10
+    assert {"whole-0.json", "cut-2.json", "no_rows-1.json", "summary.json"} <= set(names)
+
+
+def test_summary_says_what_was_found():
+    summary = reproduce(make_recipe())
+    assert summary.verdict == "supported" and summary.data == "real" and summary.dataset == "toy"
+    assert summary.seeds == [0, 1, 2] and summary.arms["no rows"].missed == 12
+    assert summary.comparison.effect > 0 and summary.comparison.n_patients == 4
+    assert summary.ablation.b == "no rows" and summary.ablation.low > 0
+    assert summary.arms["whole"].cost["seconds"] == 1.5 and summary.arms["whole"].selected is None
+
+
+def test_quick_is_not_judged():
+    assert reproduce(make_recipe(), "quick").verdict == "not judged"
+
+
+def test_finished_runs_are_not_run_again(world):
+    first = reproduce(make_recipe())
+    world.fitted.clear()
+    assert reproduce(make_recipe()) == first
+    assert world.fitted == []
+
+
+def test_an_interrupted_reproduction_goes_on_where_it_stopped(world):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    reproduce(make_recipe(), replicates=1)
+    world.fitted.clear()
+    with world.monkeypatch.context() as patch:
+        patch.setattr(training, "fit", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            reproduce(make_recipe())
+    assert len(list((world.folder / "full").glob("*-0.json"))) == 3
+    reproduce(make_recipe())
+    assert len(world.fitted) == 6
+
+
+def test_a_changed_setting_runs_its_arm_again(world):
+    reproduce(make_recipe())
+    world.fitted.clear()
+    arms = make_recipe().arms | {"cut": Arm(ToyMethod(3))}
+    reproduce(make_recipe(arms=arms))
+    assert [method.loses for method, _ in world.fitted] == [3, 3, 3]
+
+
+def test_changed_behaviour_runs_again(world):
+    reproduce(make_recipe(), replicates=1)
+    world.fitted.clear()
+    world.monkeypatch.setattr(fingerprints, "behaviour", lambda method: {"loss": method.loses + 0.5})
+    reproduce(make_recipe(), replicates=1)
+    assert len(world.fitted) == 3
+
+
+def test_a_damaged_record_is_made_again(world):
+    reproduce(make_recipe(), replicates=1)
+    world.fitted.clear()
+    (world.folder / "full" / "whole-0.json").write_text("{half")
+    reproduce(make_recipe(), replicates=1)
+    assert len(world.fitted) == 1
+
+
+def test_asking_for_fewer_replicates_throws_none_away():
+    reproduce(make_recipe())
+    assert reproduce(make_recipe(), replicates=1).seeds == [0, 1, 2]
+
+
+def test_folds_are_compared_nested():
+    recipe = make_recipe(replicate="fold")
+    summary = reproduce(recipe)
+    assert summary.comparison.design == "nested"
+
+
+def test_the_test_set_is_opened_for_tasks_that_say_so_and_counted(world):
+    scales = {"full": Scale(ToyTask(evaluation="test"), Budget(steps=3))}
+    summary = reproduce(make_recipe(scales=scales))
+    assert summary.test_reads == 2 * 9
+    record = json.loads((world.folder / "full" / "whole-0.json").read_text())
+    assert record["test_reads"] == {"count": 2, "reason": "toy-paper full whole 0"}
+    assert summary.arms["whole"].selected is not None
+
+
+def test_val_tasks_read_no_test_case():
+    assert reproduce(make_recipe()).test_reads == 0
+
+
+def test_a_recipe_without_comparison_measures_and_passes_no_verdict():
+    summary = reproduce(make_recipe(compare=None, ablation=None))
+    assert summary.comparison is None and summary.verdict == "not judged" and summary.arms["whole"].mean > 0
+
+
+def test_a_profile_without_the_compared_arms_is_not_judged():
+    scales = {"full": Scale(ToyTask(), Budget(steps=3), arms=("whole", "no rows"))}
+    summary = reproduce(make_recipe(scales=scales))
+    assert set(summary.arms) == {"whole", "no rows"} and summary.comparison is None and summary.ablation
+
+
+def test_a_profile_that_is_not_there_is_named():
+    with pytest.raises(MedcookError, match="paper"):
+        reproduce(make_recipe(), "paper")
+
+
+def test_load_summary_takes_the_largest_profile():
+    reproduce(make_recipe(), "quick", replicates=1)
+    assert evidence.load_summary("toy-paper").profile == "quick"
+    full = reproduce(make_recipe())
+    assert evidence.load_summary("toy-paper") == full
+    assert evidence.load_summary("toy-paper", "quick").profile == "quick"
+    assert evidence.load_summary("unknown") is None
+
+
+def test_evidence_frame_holds_every_row():
+    reproduce(make_recipe())
+    frame = evidence.evidence_frame("toy-paper", "full")
+    assert len(frame) == 3 * 3 * 4
+    assert {"arm", "replicate", "seed", "patient_id", "dice", "missed", "unit"} <= set(frame)
+    assert frame.groupby("arm").dice.mean()["whole"] > frame.groupby("arm").dice.mean()["cut"]
+    assert evidence.evidence_frame("toy-paper", "paper").empty
+
+
+def test_evidence_is_fresh_until_behaviour_moves(world):
+    recipe = make_recipe()
+    summary = reproduce(recipe)
+    assert not evidence.is_stale(recipe, summary)
+    world.monkeypatch.setattr(fingerprints, "behaviour", lambda method: {"loss": method.loses + 0.0005})
+    assert not evidence.is_stale(recipe, summary)
+    world.monkeypatch.setattr(fingerprints, "behaviour", lambda method: {"loss": method.loses + 0.01})
+    assert "behaviour" in evidence.stale_because(recipe, summary)
+
+
+def test_evidence_is_stale_when_the_recipe_changes():
+    recipe = make_recipe()
+    summary = reproduce(recipe)
+    longer = replace(recipe, scales={"full": Scale(ToyTask(), Budget(steps=4))})
+    assert "budget" in evidence.stale_because(longer, summary)
+    fewer = make_recipe(arms={name: recipe.arms[name] for name in ("whole", "cut")}, ablation=None)
+    assert "arms" in evidence.stale_because(fewer, summary)
+
+
+def test_evidence_is_stale_when_a_metric_changes(monkeypatch):
+    recipe = make_recipe()
+    summary = reproduce(recipe)
+    moved = evidence.metrics_on_fixed_masks() | {"overlap hd95": 99.0}
+    monkeypatch.setattr(evidence, "metrics_on_fixed_masks", lambda: moved)
+    assert evidence.is_stale(recipe, summary)
+
+
+def test_damaged_evidence_is_named(world):
+    (world.folder / "full").mkdir(parents=True)
+    (world.folder / "full" / "summary.json").write_text('{"paper": "toy-paper"}')
+    with pytest.raises(MedcookError, match="summary.json"):
+        evidence.load_summary("toy-paper")
+
+
+def test_rows_survive_packing():
+    reproduce(make_recipe(), replicates=1)
+    record = records.read(records.Record, evidence.folder("toy-paper", "full") / "no_rows-0.json")
+    frame = records.unpack(record.rows)
+    assert record.rows["missed"] is True and record.rows["unit"] == "pixels"
+    assert frame.missed.all() and (frame.dice == 0).all() and len(frame) == 4
+
+
+def test_evidence_is_small_and_strict_json(world):
+    reproduce(make_recipe())
+    for path in (world.folder / "full").iterdir():
+        assert "NaN" not in path.read_text() and path.stat().st_size < 8_000
+    record = json.loads((world.folder / "full" / "whole-0.json").read_text())
+    assert len(record["history"]["loss"]) == records.CURVE_POINTS
+
+
+def test_the_environment_is_recorded():
+    summary = reproduce(make_recipe(), replicates=1)
+    assert {"python", "torch", "monai", "numpy", "cpu", "threads", "device", "commit"} == set(summary.environment)
+
+
+def test_simulated_data_is_called_so(monkeypatch):
+    monkeypatch.setattr(Toy, "manifest", SimpleNamespace(name="toy", structures={1: "square"}, simulated=True))
+    assert reproduce(make_recipe()).data == "simulated"
