@@ -1,4 +1,4 @@
-"""Figures. Colours are Okabe and Ito's, which colour-blind readers can tell apart; every figure of data carries its credit."""
+"""Figures. Colours are Okabe and Ito's, which colour-blind readers can tell apart; images carry their credit."""
 
 from collections.abc import Mapping, Sequence
 
@@ -122,7 +122,7 @@ def worst_cases(fitted, frame: pd.DataFrame, *, count: int = 4, best: int = 1) -
 
 
 def learning_curves(histories: Mapping[str, Sequence[Mapping]], *, title: str = "") -> Figure:
-    """Training loss and validation Dice against steps, one colour an arm: mean line, and a band from lowest to highest seed."""
+    """Training loss and held-out Dice against steps: mean line, and a band from the lowest to the highest run."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     for number, (name, runs) in enumerate(histories.items()):
         losses = [smooth(run["loss"]) for run in runs]

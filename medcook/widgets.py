@@ -1,0 +1,50 @@
+"""Things to play with in a live notebook. Each has a static twin in `medcook.plots`, which readers on the web see."""
+
+import io
+from collections.abc import Callable
+
+import ipywidgets as widgets
+import numpy as np
+from matplotlib.figure import Figure
+
+from medcook.data import Case
+from medcook.data.manifests import Manifest
+from medcook.plots import as_slices, show_slice
+
+
+def slice_viewer(case: Case, manifest: Manifest, prediction: np.ndarray | None = None) -> widgets.VBox:
+    """Move through a case's slices, show or hide the outlines, change the window of grey values."""
+    images, labels = as_slices(case), as_slices(case, case.label)
+    guesses = None if prediction is None else as_slices(case, prediction)
+    low, high = (float(value) for value in np.percentile(images, [0.5, 99.5]))
+    slider = widgets.IntSlider(len(images) // 2, 0, len(images) - 1, description="slice", continuous_update=True)
+    outlines = widgets.Checkbox(True, description="outlines", indent=False)
+    window = widgets.FloatRangeSlider(
+        value=(low, high), min=low, max=high, step=(high - low) / 100, description="grey values", readout_format=".2f"
+    )
+
+    def draw(number: int, outlined: bool, limits: tuple[float, float]) -> Figure:
+        panels = [("expert", labels)] if guesses is None else [("expert", labels), ("prediction", guesses)]
+        figure = Figure(figsize=(4 * len(panels), 4), layout="constrained")
+        for position, (name, maps) in enumerate(panels, start=1):
+            axes = figure.add_subplot(1, len(panels), position)
+            shown = np.clip(images[number], *limits)
+            show_slice(axes, shown, maps[number] if outlined else None, title=f"{case.case_id}, slice {number}: {name}")
+        return figure
+
+    return live(draw, slider, outlines, window)
+
+
+def live(draw: Callable[..., Figure], *controls: widgets.ValueWidget) -> widgets.VBox:
+    """The controls above an image that is drawn anew, by `draw(*values)`, whenever one of them moves."""
+    image = widgets.Image(format="png")
+
+    def update(_=None) -> None:
+        buffer = io.BytesIO()
+        draw(*(control.value for control in controls)).savefig(buffer, format="png", dpi=90)
+        image.value = buffer.getvalue()
+
+    for control in controls:
+        control.observe(update, names="value")
+    update()
+    return widgets.VBox([widgets.HBox(controls), image])
