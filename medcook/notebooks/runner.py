@@ -135,8 +135,7 @@ def _source_number(executed: NotebookNode, source: str) -> int:
 
 def _last_started(path: Path) -> int:
     executed = nbformat.read(path, as_version=4)
-    states = [(cell.source, cell.metadata.get("papermill", {}).get("status", "pending")) for cell in executed.cells]
-    started = [source for source, state in states if state != "pending"]
+    started = [cell.source for cell in executed.cells if cell.metadata.get("papermill", {}).get("start_time")]
     return _source_number(executed, started[-1]) if started else 1
 
 
