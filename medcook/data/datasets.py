@@ -57,19 +57,25 @@ class Dataset:
         """{path: Entry} of the files, empty where the set has no registry."""
         return registry_of(Path(self.manifest.registry).stem) if self.manifest.registry else {}
 
+    def fetch(self, progress: bool = True) -> None:
+        """Bring all files onto this machine; MedcookError with the way to them where that needs a person."""
+        manifest = self.manifest
+        if self.registry:
+            fetch.fetch(manifest.name, progress=progress)
+        elif manifest.archive:
+            fetch.fetch_archive(manifest.name, manifest.archive, progress)
+        elif manifest.access == "registered":
+            hint = f"Get it from {manifest.apply_at or manifest.source}; put it into {fetch.data_dir(manifest.name)}."
+            raise MedcookError(f"{manifest.name} is not on this machine and cannot be fetched for you.", hint)
+
     def file(self, path: str) -> Path:
         """One file of the set; where it is missing the whole set is fetched, in parallel and with a progress bar."""
         name = self.manifest.name
+        if fetch.local(name, path) is None:
+            self.fetch()
         if found := fetch.local(name, path):
             return found
-        if self.registry:
-            fetch.fetch(name)
-        elif self.manifest.archive:
-            fetch.fetch_archive(name, self.manifest.archive)
-        if found := fetch.local(name, path):
-            return found
-        hint = f"Get it from {self.manifest.apply_at or self.manifest.source} and put it into {fetch.data_dir(name)}."
-        raise MedcookError(f"{name}: the file {path} is not on this machine.", hint)
+        raise MedcookError(f"{name}: the file {path} is missing.", f"Put it into {fetch.data_dir(name)}.")
 
     @cached_property
     def patients(self) -> dict[str, list[str]]:
@@ -95,8 +101,12 @@ class Dataset:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
     def content_hash(self) -> str:
-        """SHA-256 over paths and checksums of the registry."""
-        return content_hash(self.registry)
+        """What stands for the files' contents: the archive's checksum, else SHA-256 over the registry's checksums.
+
+        A set that each user gets from its source (kits21) has neither; its hash says nothing of the files.
+        """
+        archive = self.manifest.archive
+        return archive.checksum if archive else content_hash(self.registry)
 
     def load(self, case_id: str) -> Case:
         """Read, check against the manifest and return one case; test cases only inside `open_test`."""

@@ -10,6 +10,7 @@ from medcook.data.datasets import open_dataset
 from medcook.data.splits import Split
 from medcook.paths import MANIFESTS
 
+
 @dataclass(frozen=True)
 class Plan:
     """Numbers of patients in train, val and test, and the attributes that are spread evenly over them."""
