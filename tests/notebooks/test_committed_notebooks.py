@@ -1,0 +1,29 @@
+"""The notebooks of this repository: each pair agrees, keeps the rules, and stays small."""
+
+import pytest
+
+from medcook.notebooks import lint
+from medcook.notebooks.chapters import all_chapters, differences
+from medcook.notebooks.publishing import LIMIT_BYTES
+
+pytestmark = pytest.mark.parametrize("chapter", all_chapters(), ids=lambda chapter: chapter.name)
+
+
+def test_source_keeps_the_rules(chapter):
+    assert lint.problems(chapter.read(), chapter.source.name) == []
+
+
+def test_pair_agrees(chapter):
+    assert differences(chapter) == []
+
+
+def test_checked_cells_have_stored_outputs(chapter):
+    assert lint.output_problems(chapter.read_pair(), chapter.pair.name) == []
+
+
+def test_pair_is_small_and_names_no_machine(chapter):
+    text = chapter.pair.read_text(encoding="utf-8")
+    assert len(text.encode()) <= LIMIT_BYTES
+    assert "papermill" not in text and "injected-parameters" not in text
+    for place in ("/home/", "/Users/", "/root/", "C:\\\\Users"):
+        assert place not in text
