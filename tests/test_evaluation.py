@@ -138,6 +138,7 @@ FILE_METHODS = {"read_text", "read_bytes", "write_text", "write_bytes", "open", 
 FILE_METHODS |= {"loadtxt", "genfromtxt", "fromfile", "read_csv", "imread", "dcmread", "File", "import_module"}
 FILE_MODULES = {"h5py", "nibabel", "pydicom", "imageio", "PIL", "os", "pathlib", "shutil", "subprocess", "io", "glob"}
 FILE_MODULES |= {"importlib", "sqlite3", "zipfile", "tarfile", "pickle", "joblib"}
+FORBIDDEN_NAMES = {"load", "_reads", "_open_for"}
 ROUND_THE_GUARD = {"read", "file", "guard_test"}
 
 
@@ -150,7 +151,7 @@ def file_access(tree):
             found += [alias.name for alias in node.names if alias.name.split(".")[0] in FILE_MODULES]
         elif isinstance(node, ast.ImportFrom):
             found += [node.module] if (node.module or "").split(".")[0] in FILE_MODULES else []
-            found += [alias.name for alias in node.names if alias.name in FILE_METHODS | {"load", "_reads", "_open_for"}]
+            found += [alias.name for alias in node.names if alias.name in FILE_METHODS | FORBIDDEN_NAMES]
     for call in calls(tree):
         root, _, method = ast.unparse(call.func).rpartition(".")
         found += [method] if not root and method in FILE_CALLS else []
