@@ -124,6 +124,11 @@ class Task:
         return {"kind": type(self).__name__, **asdict(self)}
 
 
+def own_data(folder: str) -> Task:
+    """A task on your own folder of image and label pairs (see `medcook data show FOLDER`)."""
+    return Task(f"folder:{folder}")
+
+
 @lru_cache(maxsize=8)
 def shared_dataset(name: str) -> Dataset:
     """`open_dataset`, once a process."""

@@ -1,0 +1,143 @@
+"""What a chapter shows besides its own code: the very source of a mechanism, tables of evidence, dataset cards."""
+
+import inspect
+import textwrap
+
+import pandas as pd
+from IPython.display import Code, display
+
+from medcook.data.manifests import Manifest, load_manifest
+from medcook.ensemble import load_test_reading
+from medcook.errors import MedcookError
+from medcook.evidence import load_summary
+from medcook.papers import load_ledger
+from medcook.records import Comparison, Summary
+
+
+def show_code(*objects) -> None:
+    """Display the source of functions and classes as it stands in the package: not a copy."""
+    source = "\n\n".join(textwrap.dedent(inspect.getsource(thing)).rstrip() for thing in objects)
+    display(Code(source, language="python"))
+
+
+def with_interval(value: float | None, low: float | None, high: float | None, sign: bool = False) -> str:
+    """`0.912 [0.901, 0.922]`; an unknown interval is left out."""
+    if value is None:
+        return "–"
+    plus = "+" if sign else ""
+    text = f"{value:{plus}.3f}"
+    return text if low is None else f"{text} [{low:{plus}.3f}, {high:{plus}.3f}]"
+
+
+def evidence_table(paper: str, profile: str = "full") -> pd.DataFrame:
+    """One row an arm of the committed evidence: mean with interval, misses, n, cost."""
+    summary = need_summary(paper, profile)
+    rows = [
+        {
+            "arm": name,
+            f"{summary.metric} [95% interval]": with_interval(arm.mean, arm.low, arm.high),
+            "val-selected": "–" if arm.selected is None else f"{arm.selected:.3f}",
+            **{structure: f"{value:.3f}" for structure, value in arm.structures.items()},
+            "missed": f"{arm.missed} of {arm.rows}",
+            "patients": arm.patients,
+            "steps": int(arm.cost["steps"]),
+            "seconds": round(arm.cost["seconds"]),
+        }
+        for name, arm in summary.arms.items()
+    ]
+    return pd.DataFrame(rows).set_index("arm")
+
+
+def verdict_table(*papers: str, profile: str = "full") -> pd.DataFrame:
+    """One row a claim: what is compared, the measured difference with interval and n, and the verdict by rule."""
+    rows = [row for paper in papers for row in _claims(need_summary(paper, profile))]
+    return pd.DataFrame(rows).set_index("claim")
+
+
+def _claims(summary: Summary) -> list[dict]:
+    compared = [part for part in (summary.comparison, summary.ablation) if part]
+    if not compared:
+        return [{"claim": summary.claim, "measured": _means(summary), "verdict": summary.verdict}]
+    rows = [
+        {"claim": summary.claim if part is compared[0] else f"(also) {part.a} against {part.b}", **_measured(part)}
+        for part in compared
+    ]
+    return [{**row, "verdict": summary.verdict if number == 0 else ""} for number, row in enumerate(rows)]
+
+
+def _measured(part: Comparison) -> dict:
+    effect = with_interval(part.effect, part.low, part.high, sign=True)
+    return {"measured": f"{part.a} − {part.b}: {effect}", "n": f"{part.n_patients} patients, {part.n_replicates} runs"}
+
+
+def _means(summary: Summary) -> str:
+    return "; ".join(f"{name} {with_interval(arm.mean, arm.low, arm.high)}" for name, arm in summary.arms.items())
+
+
+def published_table(*papers: str) -> pd.DataFrame:
+    """Our five-fold figure beside each published one: same metric, different setting, so never a verdict."""
+    rows = []
+    for paper in papers:
+        summary = need_summary(paper)
+        name, arm = next(iter(summary.arms.items()))
+        rows.append(
+            {"data": summary.dataset, "what": f"here: {name}", "Dice": with_interval(arm.mean, arm.low, arm.high)}
+        )
+        rows += [
+            {"data": summary.dataset, "what": what, "Dice": f"{value:.3f}"} for what, value in summary.published.items()
+        ]
+    return pd.DataFrame(rows).set_index("data")
+
+
+def test_table(*papers: str, profile: str = "full") -> pd.DataFrame:
+    """The test set, read once for each finished recipe: the vote of its runs, reported whatever it says."""
+    rows = []
+    for paper in papers:
+        if reading := load_test_reading(paper, profile):
+            rows.append(
+                {
+                    "data": reading.dataset,
+                    "test patients": reading.patients,
+                    "vote of all runs": with_interval(reading.mean, reading.low, reading.high),
+                    "single runs": f"{min(reading.single):.3f} to {max(reading.single):.3f}",
+                    **{name: f"{value:.3f}" for name, value in reading.structures.items()},
+                    "missed": reading.missed,
+                    "read on": reading.date,
+                }
+            )
+    return pd.DataFrame(rows).fillna("").set_index("data")
+
+
+def need_summary(paper: str, profile: str = "full") -> Summary:
+    """The committed summary of a paper; MedcookError saying how to make it where there is none."""
+    if summary := load_summary(paper, profile):
+        return summary
+    raise MedcookError(
+        f"There is no {profile} evidence for {paper}.", f"Run: medcook reproduce {paper} --profile {profile}"
+    )
+
+
+def chapter_papers(chapter: str) -> pd.DataFrame:
+    """Every paper of a chapter: claim, status, effect with interval, verdict."""
+    from medcook.papers import overview
+
+    rows = [row for row in overview(load_ledger(), check=False) if row["chapter"] == chapter]
+    return pd.DataFrame(rows)[["id", "title", "kind", "status", "verdict"]].set_index("id")
+
+
+def dataset_card(manifest: Manifest | str) -> pd.DataFrame:
+    """What a reader must know of a data set, from its manifest."""
+    manifest = load_manifest(manifest) if isinstance(manifest, str) else manifest
+    fields = {
+        "title": manifest.title,
+        "modality": f"{manifest.modality}, {manifest.dimensions}D",
+        "structures": ", ".join(f"{value} {name}" for value, name in manifest.structures.items()),
+        "patients, cases": f"{manifest.facts.patients}, {manifest.facts.cases}",
+        "licence": manifest.licence,
+        "terms": manifest.terms,
+        "citation": manifest.citation,
+        "source": manifest.source,
+        "access": manifest.access
+        + (f"; a third-party copy: {manifest.third_party_copy}" if manifest.third_party_copy else ""),
+    }
+    return pd.DataFrame({manifest.name: fields})
