@@ -13,6 +13,8 @@ from matplotlib.patches import Patch
 
 from medcook.data import Case
 from medcook.data.manifests import Manifest, load_manifest
+from medcook.figures import draws
+from medcook.records import Summary
 from medcook.statistics import interval
 
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
@@ -173,3 +175,35 @@ def dice_against_labels(frame: pd.DataFrame, *, metric: str = "dice") -> Figure:
     axes.legend(handles=handles, frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+@draws("labels")
+def labels_figure(summary: Summary, frame: pd.DataFrame) -> Figure:
+    """The evidence of `labels`: Dice against the number of labelled patients."""
+    figure = dice_against_labels(frame, metric=summary.metric)
+    figure.axes[0].set_title(f"{summary.title}\n{summary.claim} {summary.verdict}", fontsize=9)
+    return credit(figure, summary.dataset)
+
+
+@draws("unet-acdc")
+@draws("unet-hippocampus")
+def structures_figure(summary: Summary, frame: pd.DataFrame) -> Figure:
+    """One column a structure: a dot a held-out case, coloured by fold, and the mean with its 95% interval."""
+    names = list(dict.fromkeys(frame["structure"]))
+    figure, axes = plt.subplots(figsize=(1.6 + 1.6 * len(names), 4), layout="constrained")
+    scatter = np.random.default_rng(0)
+    for column, name in enumerate(names):
+        rows = frame[frame["structure"] == name]
+        for fold, part in rows.groupby("replicate"):
+            x = column + scatter.uniform(-0.28, 0.28, len(part))
+            axes.plot(x, part[summary.metric], "o", markersize=3, alpha=0.5, color=colour(fold), markeredgewidth=0)
+        estimate = interval(rows, summary.metric)
+        bounds = [[estimate.mean - estimate.low], [estimate.high - estimate.mean]]
+        axes.errorbar(column + 0.38, estimate.mean, bounds, fmt="s", color="black", capsize=3, markersize=5)
+    axes.set_xticks(range(len(names)), names)
+    axes.set(xlim=(-0.5, len(names) - 0.4), ylabel=summary.metric)
+    axes.set_title(
+        f"{summary.title}\ndots: held-out cases, a colour a fold; squares: mean and 95% interval", fontsize=9
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    return credit(figure, summary.dataset)
