@@ -80,6 +80,8 @@ class Preparation:
         middle = tuple((voxels - 1) / 2 for voxels in shape)
         centre = tuple(case.attributes["roi_centre"]) if self.centre == "roi" else middle
         scale = self.long_side / max(shape) if self.long_side else 1.0
+        if scale == 1:
+            centre = tuple(on_voxels(middle, size) for middle, size in zip(centre, self.size, strict=True))
         return Window(centre, scale, self.size)
 
     def images(self, case: Case) -> Tensor:
@@ -97,6 +99,12 @@ class Preparation:
         """(N, classes, *size) back to (classes, *spatial) on the case's own grid."""
         pasted = self.window(case).paste(probabilities, case.spatial[-self.dims :])
         return pasted[0] if len(case.spatial) == self.dims else pasted.transpose(0, 1)
+
+
+def on_voxels(centre: float, size: int) -> float:
+    """The nearest centre for which `size` points, a voxel apart, fall on voxels: nothing is interpolated then."""
+    half = (size - 1) / 2
+    return round(centre - half) + half
 
 
 def _stack(volume: Tensor, dims: int) -> Tensor:
