@@ -95,15 +95,14 @@ def slice_distance(folder: Path, slices: dict[Path, pydicom.Dataset], normal: np
     if len(depths) == 1:
         return stated_distance(folder, next(iter(slices.values())))
     steps = np.diff(depths)
-    usual = float(steps.min())
     for before, after, step in zip(names, names[1:], steps, strict=False):
         if step <= TOLERANCE * steps.max():
             raise MedcookError(f"{folder}: {before} and {after} show the same place.", "Remove one of them.")
+    usual = float(steps.min())
+    for before, after, step in zip(names, names[1:], steps, strict=False):
         if step > GAP * usual:
-            problem = (
-                f"{folder}: a slice is missing between {before} and {after} ({step:.2f} mm, usually {usual:.2f} mm)."
-            )
-            raise MedcookError(problem, "Export the series again, complete.")
+            where = f"between {before} and {after} ({step:.2f} mm, usually {usual:.2f} mm)"
+            raise MedcookError(f"{folder}: a slice is missing {where}.", "Export the series again, complete.")
     return float(depths[-1] - depths[0]) / len(steps)
 
 

@@ -29,7 +29,7 @@ def read_sparse(path: Path) -> np.ndarray:
 def read_voxel_size(path: Path) -> tuple[float, float, float]:
     """The three voxel sizes in mm of a voxel_dimensions.csv."""
     try:
-        x, y, z = np.loadtxt(path, dtype=float)
+        x, y, z = np.loadtxt(path, dtype=float, ndmin=1)
     except (OSError, ValueError) as error:
         raise MedcookError(f"{path}: it should hold three numbers ({error}).", "Fetch it again.") from error
     return float(x), float(y), float(z)
