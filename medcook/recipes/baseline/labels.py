@@ -14,6 +14,6 @@ recipe = Recipe(
     replicate="draw",
     scales={
         "quick": Scale(Task("embedded"), Budget(steps=40, batch=8, checks=2), replicates=1, arms=("3", "7", "14")),
-        "full": Scale(Task("acdc", evaluation="test"), Budget(steps=220)),
+        "full": Scale(Task("acdc", evaluation="test"), Budget(steps=160)),
     },
 )

@@ -18,6 +18,6 @@ recipe = Recipe(
     replicate="fold",
     scales={
         "quick": Scale(Task("embedded"), Budget(steps=40, batch=8, checks=2), replicates=1),
-        "full": Scale(Task("acdc"), Budget(steps=220)),
+        "full": Scale(Task("acdc"), Budget(steps=160)),
     },
 )

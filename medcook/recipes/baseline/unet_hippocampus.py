@@ -16,7 +16,7 @@ recipe = Recipe(
     replicate="fold",
     scales={
         "quick": Scale(Task("embedded"), Budget(steps=60, batch=8, checks=3), replicates=1),
-        "full": Scale(Task("hippocampus"), Budget(steps=400, batch=4), replicates=5),
+        "full": Scale(Task("hippocampus"), Budget(steps=300, batch=4), replicates=5),
     },
     published={"nnU-Net, 208/52": 0.892},
 )

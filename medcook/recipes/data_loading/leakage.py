@@ -93,6 +93,6 @@ recipe = Recipe(
     replicate="fold",
     scales={
         "quick": Scale(SliceTask("embedded", patients=4), Budget(steps=40, batch=8, checks=2), replicates=1),
-        "full": Scale(SliceTask("acdc"), Budget(steps=220)),
+        "full": Scale(SliceTask("acdc"), Budget(steps=160)),
     },
 )
