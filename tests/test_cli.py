@@ -3,9 +3,9 @@
 import re
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from medcook import __version__, cli
@@ -120,15 +120,19 @@ def test_an_unknown_parameter_stops_before_anything_runs(cooked):
 
 
 def test_own_data_is_inspected_and_handed_on_as_an_absolute_path(cooked, monkeypatch, tmp_path):
-    folder = pytest.importorskip("medcook.data.folder")
-    monkeypatch.chdir(tmp_path)
     (tmp_path / "own").mkdir()
-    monkeypatch.setattr(folder, "inspect_folder", lambda path: SimpleNamespace(problems=[]))
+    for kind in ("images", "labels"):
+        (tmp_path / "own" / kind).mkdir()
+        Image.new("L", (8, 8), 1).save(tmp_path / "own" / kind / "a.png")
+    monkeypatch.chdir(tmp_path)
     assert run("cook", "2", "--data", "own").exit_code == 0
     assert cooked == [("02_second", "quick", {"DATA": str(tmp_path / "own")})]
-    monkeypatch.setattr(folder, "inspect_folder", lambda path: SimpleNamespace(problems=["a.png has no label"]))
-    result = run("cook", "2", "--data", "own")
-    assert result.exit_code == 1 and "own: a.png has no label" in result.stderr
+
+
+def test_own_data_with_a_problem_stops_before_anything_runs(cooked, tmp_path):
+    result = run("cook", "2", "--data", str(tmp_path / "nowhere"))
+    assert result.exit_code == 1 and cooked == []
+    assert "nowhere" in result.stderr
 
 
 def test_work_says_where_the_copy_is(cooked, tmp_path):

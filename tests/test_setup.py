@@ -4,10 +4,11 @@ import ast
 import re
 import sys
 import tomllib
-from importlib.metadata import packages_distributions
+from importlib.metadata import packages_distributions, requires, version
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 from medcook.paths import ROOT
 
@@ -55,9 +56,20 @@ def test_every_dependency_is_pinned(pins, extra):
     assert declared(extra) <= set(pins)
 
 
-def test_the_pinned_versions_are_the_tested_ones(pins):
-    from importlib.metadata import version
+def test_what_the_dependencies_depend_on_is_pinned(pins):
+    """Followed through what is installed: core and dev, for this platform."""
+    waiting, seen = declared() | declared("dev"), set()
+    while waiting:
+        name = waiting.pop()
+        seen.add(name)
+        needed = [Requirement(text) for text in requires(name) or []]
+        wanted = {canonical(need.name) for need in needed if not need.marker or need.marker.evaluate({"extra": ""})}
+        waiting |= wanted - seen
+    gpu_libraries = {name for name in seen if name.startswith(("nvidia-", "cuda-", "triton"))}
+    assert seen - gpu_libraries - set(pins) == set(), "torch pins its GPU libraries itself"
 
+
+def test_the_pinned_versions_are_the_tested_ones(pins):
     installed = {name: version(name).partition("+")[0] for name in declared() | declared("dev")}
     assert installed == {name: pins[name] for name in installed}
 

@@ -52,12 +52,10 @@ def cook(
 
 
 def _inspected(folder: Path) -> Path:
-    """The folder as an absolute path, once it is known to hold image and label pairs."""
-    from medcook.data.folder import inspect_folder
+    """The folder as an absolute path, once it is known to hold pairs that can be trained on; else MedcookError."""
+    from medcook.data.folder import open_folder
 
-    report = inspect_folder(folder)
-    if report.problems:
-        raise MedcookError(f"{folder}: {report.problems[0]}", f"See all findings: medcook data show {folder}.")
+    open_folder(folder)
     return folder.resolve()
 
 
