@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -89,6 +90,7 @@ def draw(folder: Path) -> bytes:
         figure = _DRAWERS.get(summary.paper, draw_arms)(summary, frame)
         target = io.BytesIO()
         figure.savefig(target, format="png", dpi=100, metadata={"Software": None})
+        plt.close(figure)
     return target.getvalue()
 
 

@@ -1,8 +1,10 @@
 """Evidence figures: redrawn from JSON, and compared so that a moved curve fails and anti-aliasing does not."""
 
 import io
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
@@ -73,3 +75,23 @@ def test_a_figure_without_evidence_is_found(evidence):
     figures.redraw()
     (evidence / "summary.json").unlink()
     assert "no evidence belongs to it" in figures.check()[0]
+
+
+def test_the_default_figure_shows_every_arm_with_interval_and_replicates():
+    arm = SimpleNamespace(mean=0.8, low=0.75, high=0.85)
+    without_interval = SimpleNamespace(mean=0.7, low=None, high=None)
+    summary = SimpleNamespace(
+        arms={"method": arm, "without_mixing": without_interval},
+        metric="dice",
+        unit="",
+        title="Tiny",
+        dataset="acdc",
+        data="real",
+        profile="full",
+        verdict="supported",
+    )
+    frame = pd.DataFrame({"arm": ["method"] * 4, "replicate": [0, 0, 1, 1], "dice": [0.7, 0.8, 0.8, 0.9]})
+    (axes,) = figures.draw_arms(summary, frame).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["method", "without mixing"]
+    assert axes.lines[0].get_xdata().tolist() == pytest.approx([0.75, 0.85])
+    assert "acdc (real), full: supported" in axes.get_title()
