@@ -36,12 +36,25 @@ def credit(figure: Figure, *manifests: Manifest | str) -> Figure:
     return figure
 
 
-def show_slice(axes: Axes, image: np.ndarray, label: np.ndarray | None = None, *, title: str = "", fill: float = 0.35):
-    """Grey image (H, W) with the structures of a label map (H, W) as coloured outlines over a light fill."""
-    low, high = np.percentile(image, [1, 99.5])
+def show_slice(
+    axes: Axes,
+    image: np.ndarray,
+    label: np.ndarray | None = None,
+    *,
+    title: str = "",
+    fill: float = 0.35,
+    limits: tuple[float, float] | None = None,
+    aspect: float = 1.0,
+):
+    """Grey image (H, W) with the structures of a label map (H, W) as coloured outlines over a light fill.
+
+    limits  values shown black and white (None: nearly the whole range); `aspect` is a row's size over a column's
+    """
+    low, high = np.percentile(image, [1, 99.5]) if limits is None else limits
     axes.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6))
     if label is not None:
         draw_label(axes, label, fill)
+    axes.set_aspect(aspect)
     axes.set_title(title, fontsize=9)
     axes.set_axis_off()
 
@@ -206,4 +219,98 @@ def structures_figure(summary: Summary, frame: pd.DataFrame) -> Figure:
         f"{summary.title}\ndots: held-out cases, a colour a fold; squares: mean and 95% interval", fontsize=9
     )
     axes.spines[["top", "right"]].set_visible(False)
+    return credit(figure, summary.dataset)
+
+
+def raters_figure(case: Case, manifest: Manifest, names: Sequence[str], value: int = 1, *, number: int = 0) -> Figure:
+    """One structure as every rater drew it: the outlines (slice `number`), and how many raters claim each pixel.
+
+    names  one per rater, WHO or WHO_TOOL; outlines have a colour by who and a dash by tool
+    """
+    image, drawn = as_slices(case)[number], case.raters == value
+    drawn = drawn if drawn.ndim == 3 else drawn[:, number]
+    window = around(drawn.any(0), margin=12)
+    people, tools = [list(dict.fromkeys(part)) for part in zip(*(split_name(name) for name in names), strict=True)]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4.4), layout="constrained")
+    show_slice(left, image[window], title=f"{case.case_id}: {manifest.structures[value]}, {len(names)} annotations")
+    for name, mask in zip(names, drawn, strict=True):
+        who, tool = split_name(name)
+        style = ("solid", "dashed")[tools.index(tool) % 2]
+        line = {"colors": [colour(people.index(who))], "linestyles": style, "linewidths": 1.1}
+        left.contour(mask[window], levels=[0.5], **line)
+    handles = [Line2D([], [], color=colour(place), label=who) for place, who in enumerate(people)]
+    handles += [
+        Line2D([], [], color="0.4", linestyle=("solid", "dashed")[place % 2], label=tool)
+        for place, tool in enumerate(tools)
+        if tool
+    ]
+    left.legend(handles=handles, fontsize=7, loc="upper left", bbox_to_anchor=(-0.02, -0.01), ncols=4, frameon=False)
+    votes = right.imshow(drawn[:, *window].sum(0), cmap="cividis", vmin=0, vmax=len(names))
+    right.set_title("how many annotations contain the pixel", fontsize=9)
+    right.set_axis_off()
+    figure.colorbar(votes, ax=right, shrink=0.8)
+    return credit(figure, manifest)
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """WHO and TOOL of WHO_TOOL; the tool is empty where none is named."""
+    who, _, tool = name.partition("_")
+    return who, tool
+
+
+def histograms(panels: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
+    """One panel a treatment, one curve an image: the density of its grey values."""
+    figure, row = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.4), squeeze=False, layout="constrained")
+    for axes, (title, images) in zip(row[0], panels.items(), strict=True):
+        low = min(np.percentile(image, 0.1) for image in images.values())
+        high = max(np.percentile(image, 99.8) for image in images.values())
+        for number, (name, image) in enumerate(images.items()):
+            share, edges = np.histogram(image, bins=70, range=(low, high))
+            axes.plot((edges[1:] + edges[:-1]) / 2, share / share.sum(), color=colour(number), label=name)
+        axes.set(xlabel="grey value", ylabel="share of voxels", title=title)
+        axes.spines[["top", "right"]].set_visible(False)
+    row[0, -1].legend(fontsize=7, frameon=False)
+    return figure
+
+
+def class_balance(shares: Mapping[str, Mapping[str, float]]) -> Figure:
+    """Share of voxels of every structure, {data set: {structure: share}}, on a logarithmic axis."""
+    rows = [(data, name, share) for data, known in shares.items() for name, share in known.items()]
+    figure, axes = plt.subplots(figsize=(8, 0.9 + 0.27 * len(rows)), layout="constrained")
+    sets = list(shares)
+    for place, (data, _, share) in enumerate(rows):
+        axes.barh(place, share, color=colour(sets.index(data)), label=None)
+        axes.text(share * 1.12, place, f"{share:.2%}", va="center", fontsize=8)
+    axes.set_yticks(range(len(rows)), [name for _, name, _ in rows], fontsize=8)
+    axes.set(xscale="log", xlabel="share of annotated voxels", ylim=(len(rows) - 0.4, -0.6))
+    axes.set_xlim(min(share for *_, share in rows) / 2, 1.6)
+    axes.legend(handles=[Patch(color=colour(n), label=data) for n, data in enumerate(sets)], frameon=False, fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+@draws("leakage")
+def leakage_figure(summary: Summary, frame: pd.DataFrame) -> Figure:
+    """A dot a patient: both arms against each other, and the paired difference with its mean and 95% interval."""
+    compared = summary.comparison
+    table = frame.groupby(["patient_id", "arm"])[summary.metric].mean().unstack()
+    gain = (table[compared.a] - table[compared.b]).to_numpy()
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4.2), layout="constrained", width_ratios=(1, 1.15))
+    ends = [table.min().min() - 0.02, min(1.0, table.max().max() + 0.02)]
+    dots = {"linestyle": "", "marker": "o", "markersize": 4, "alpha": 0.6, "color": PALETTE[0], "markeredgewidth": 0}
+    left.plot(ends, ends, color="0.6", linewidth=1)
+    left.plot(table[compared.b], table[compared.a], **dots)
+    left.set(xlim=ends, ylim=ends, aspect="equal")
+    left.set(xlabel=f"Dice, split {compared.b}", ylabel=f"Dice, split {compared.a}")
+    left.set_title("a dot a patient; above the line leakage flatters", fontsize=9)
+    scatter = np.random.default_rng(0).uniform(-0.3, 0.3, len(gain))
+    right.axvline(0, color="0.6", linewidth=1)
+    right.plot(gain, scatter, **dots)
+    bounds = [[compared.effect - compared.low], [compared.high - compared.effect]]
+    right.errorbar(compared.effect, 0.55, bounds, fmt="s", color="black", capsize=4, markersize=6)
+    right.set(ylim=(-0.5, 0.9), yticks=[], xlabel=f"Dice {compared.a} − Dice {compared.b}, the same slices")
+    text = f"mean {compared.effect:+.3f}, 95% interval {compared.low:+.3f} to {compared.high:+.3f}"
+    right.set_title(f"{text}\n{compared.n_patients} patients: {summary.verdict}", fontsize=9)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
     return credit(figure, summary.dataset)

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from medcook.data import Case
+from medcook.data.intensity import window as ct_window
 from medcook.data.manifests import Manifest
 from medcook.plots import as_slices, show_slice
 
@@ -33,6 +34,21 @@ def slice_viewer(case: Case, manifest: Manifest, prediction: np.ndarray | None =
         return figure
 
     return live(draw, slider, outlines, window)
+
+
+def window_viewer(plane: np.ndarray, *, aspect: float = 1.0) -> widgets.VBox:
+    """Move level and width of the window through which a CT slice (H, W), in Hounsfield units, is seen."""
+    level = widgets.IntSlider(40, -1000, 1500, step=10, description="level, HU")
+    width = widgets.IntSlider(400, 20, 3000, step=20, description="width, HU")
+
+    def draw(level: int, width: int) -> Figure:
+        figure = Figure(figsize=(4.5, 4.5), layout="constrained")
+        seen = ct_window(plane, level, width)
+        title = f"black below {level - width // 2} HU, white above {level + width // 2} HU"
+        show_slice(figure.add_subplot(), seen, title=title, limits=(0, 1), aspect=aspect)
+        return figure
+
+    return live(draw, level, width)
 
 
 def live(draw: Callable[..., Figure], *controls: widgets.ValueWidget) -> widgets.VBox:
