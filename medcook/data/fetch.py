@@ -39,6 +39,10 @@ class WrongChecksum(Exception):
     """A download that is not the file it should be."""
 
 
+class Stopped(Exception):
+    """Another download failed or the user interrupted: this one ends too, and keeps its part."""
+
+
 def data_dir(name: str) -> Path:
     """Where the files of the set `name` are kept, downloaded or put there by hand."""
     return cache_dir() / "data" / name
@@ -102,7 +106,7 @@ def fetch(name: str, paths: Iterable[str] | None = None, progress: bool = True) 
     missing = [registry[path] for path in wanted if local(name, path) is None]
     if missing:
         with download_bar(name, sum(entry.bytes for entry in missing), progress) as advance:
-            in_parallel(lambda entry: fetch_one(name, entry, advance), missing)
+            in_parallel(lambda entry, count: fetch_one(name, entry, count), missing, advance)
     return [local(name, path) for path in wanted]
 
 
@@ -125,13 +129,21 @@ def fetch_archive(name: str, archive: Archive, progress: bool = True) -> Path:
     return folder
 
 
-def in_parallel(work: Callable[[Entry], None], entries: list[Entry]) -> None:
-    """Run `work` on each entry in a few threads; the first failure stops those that have not begun."""
+def in_parallel(work: Callable[[Entry, Advance], None], entries: list[Entry], advance: Advance) -> None:
+    """Run `work` on each entry in a few threads; the first failure, or Ctrl-C, stops all at their next packet."""
+    stop = threading.Event()
+
+    def advance_unless_stopped(count: int) -> None:
+        if stop.is_set():
+            raise Stopped
+        advance(count)
+
     pool = ThreadPoolExecutor(THREADS)
     try:
-        for _ in pool.map(work, entries):
+        for _ in pool.map(lambda entry: work(entry, advance_unless_stopped), entries):
             pass
     finally:
+        stop.set()
         pool.shutdown(cancel_futures=True)
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from pathlib import Path
 
@@ -109,6 +110,33 @@ def test_wrong_checksum_names_the_file_and_removes_only_it(server, register):
         fetch("set", progress=False)
     fetch("set", ["good"], progress=False)
     assert [p.name for p in data_dir("set").iterdir()] == ["good"]
+
+
+def test_the_first_failure_stops_the_others_and_keeps_their_parts(server, register, monkeypatch):
+    """A file that is being received when another fails ends at its next packet; nothing of it is lost."""
+    started = threading.Event()
+    plain = fetching.receive
+
+    def receive(url, part, size, advance):
+        if url.endswith("/bad"):
+            started.wait(10)
+            return plain(url, part, size, advance)
+
+        def slow(count):
+            if count:
+                started.set()
+            time.sleep(0.02)
+            advance(count)
+
+        return plain(url, part, size, slow)
+
+    monkeypatch.setattr(fetching, "receive", receive)
+    monkeypatch.setattr(fetching, "CHUNK", 1000)
+    server.files = {"/long": CONTENT, "/bad": b"tampered"}
+    register("set", {"bad": (b"original", f"{server.url}/bad"), "long": (CONTENT, f"{server.url}/long")})
+    with pytest.raises(MedcookError, match="bad of set: wrong sha256"):
+        fetch("set", progress=False)
+    assert 0 < (data_dir("set") / "long.part").stat().st_size < len(CONTENT)
 
 
 def test_urls_are_tried_in_turn(server, register):
