@@ -1,8 +1,8 @@
 """Figures. Colours are Okabe and Ito's, which colour-blind readers can tell apart; images carry their credit."""
 
+import io
 from collections.abc import Mapping, Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -10,6 +10,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from medcook.data import Case
 from medcook.data.manifests import Manifest, load_manifest
@@ -23,6 +24,21 @@ PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F
 def colour(number: int) -> str:
     """The colour of arm or structure `number`, counted from 0."""
     return PALETTE[number % len(PALETTE)]
+
+
+class Shown(Figure):
+    """A figure that a notebook shows where a cell returns or displays it, and only there (pyplot shows it twice)."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=100)
+        return buffer.getvalue()
+
+
+def panels(rows: int = 1, columns: int = 1, *, size: tuple[float, float], **options):
+    """A new figure of `size` inches and its axes."""
+    figure = Shown(figsize=size, layout="constrained")
+    return figure, figure.subplots(rows, columns, **options)
 
 
 def credit(figure: Figure, *manifests: Manifest | str) -> Figure:
@@ -88,7 +104,7 @@ def montage(case: Case, manifest: Manifest, *, count: int = 6, prediction: np.nd
     )
     chosen = np.unique(np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int))
     size = (1.7 * len(chosen), 1.9 * len(rows) + 0.7)
-    figure, grid = plt.subplots(len(rows), len(chosen), figsize=size, squeeze=False, layout="constrained")
+    figure, grid = panels(len(rows), len(chosen), squeeze=False, size=size)
     for row, (name, maps) in zip(grid, rows, strict=True):
         for axes, number in zip(row, chosen, strict=True):
             show_slice(
@@ -106,12 +122,12 @@ def compare_predictions(
 ) -> Figure:
     """One column a case: its label above, the prediction below, on the slice where they disagree most."""
     size = (2.3 * len(cases), 5.2)
-    figure, grid = plt.subplots(2, len(cases), figsize=size, squeeze=False, layout="constrained")
+    figure, grid = panels(2, len(cases), squeeze=False, size=size)
     for column, (case, prediction, title) in enumerate(zip(cases, predictions, titles, strict=True)):
         images, labels, guess = as_slices(case), as_slices(case, case.label), as_slices(case, prediction)
         number = int((labels != guess).sum(axis=(1, 2)).argmax())
         window = around(np.maximum(labels[number] % 255, guess[number]))
-        show_slice(grid[0, column], images[number][window], labels[number][window], title=f"{title}\nexpert")
+        show_slice(grid[0, column], images[number][window], labels[number][window], title=f"{title}\nreference")
         show_slice(grid[1, column], images[number][window], guess[number][window], title="prediction")
     structure_legend(figure, manifest.structures)
     return credit(figure, manifest)
@@ -138,7 +154,7 @@ def worst_cases(fitted, frame: pd.DataFrame, *, count: int = 4, best: int = 1) -
 
 def learning_curves(histories: Mapping[str, Sequence[Mapping]], *, title: str = "") -> Figure:
     """Training loss and held-out Dice against steps: mean line, and a band from the lowest to the highest run."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    figure, (left, right) = panels(1, 2, size=(9, 3.4))
     for number, (name, runs) in enumerate(histories.items()):
         losses = [smooth(run["loss"]) for run in runs]
         steps = runs[0].get("step") or range(1, len(losses[0]) + 1)
@@ -146,6 +162,8 @@ def learning_curves(histories: Mapping[str, Sequence[Mapping]], *, title: str = 
         band(right, runs[0]["val_step"], [run["val_dice"] for run in runs], number, name)
     left.set(xlabel="step", ylabel="training loss")
     right.set(xlabel="step", ylabel="Dice, held-out patients")
+    for axes in (left, right):
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     right.legend(fontsize=8, frameon=False)
     figure.suptitle(title, fontsize=10)
     return figure
@@ -154,7 +172,8 @@ def learning_curves(histories: Mapping[str, Sequence[Mapping]], *, title: str = 
 def band(axes: Axes, x, curves: Sequence[Sequence[float]], number: int, name: str) -> None:
     """A mean line with a band from the lowest to the highest curve."""
     stacked = np.asarray(curves, dtype=float)
-    axes.plot(x, stacked.mean(0), color=colour(number), label=name)
+    marker = "o" if len(x) <= 12 else None
+    axes.plot(x, stacked.mean(0), color=colour(number), label=name, marker=marker, markersize=4)
     axes.fill_between(x, stacked.min(0), stacked.max(0), color=colour(number), alpha=0.2, linewidth=0)
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -170,7 +189,7 @@ def dice_against_labels(frame: pd.DataFrame, *, metric: str = "dice") -> Figure:
     counts = sorted(frame["arm"].unique(), key=int)
     estimates = [interval(frame[frame["arm"] == name], metric) for name in counts]
     x = [int(name) for name in counts]
-    figure, axes = plt.subplots(figsize=(6, 3.8), layout="constrained")
+    figure, axes = panels(size=(6, 3.8))
     axes.plot(x, [e.mean for e in estimates], color=PALETTE[0], marker="s")
     axes.fill_between(
         x, [e.low for e in estimates], [e.high for e in estimates], color=PALETTE[0], alpha=0.2, linewidth=0
@@ -203,7 +222,7 @@ def labels_figure(summary: Summary, frame: pd.DataFrame) -> Figure:
 def structures_figure(summary: Summary, frame: pd.DataFrame) -> Figure:
     """One column a structure: a dot a held-out case, coloured by fold, and the mean with its 95% interval."""
     names = list(dict.fromkeys(frame["structure"]))
-    figure, axes = plt.subplots(figsize=(1.6 + 1.6 * len(names), 4), layout="constrained")
+    figure, axes = panels(size=(1.6 + 1.6 * len(names), 4))
     scatter = np.random.default_rng(0)
     for column, name in enumerate(names):
         rows = frame[frame["structure"] == name]
@@ -231,7 +250,7 @@ def raters_figure(case: Case, manifest: Manifest, names: Sequence[str], value: i
     drawn = drawn if drawn.ndim == 3 else drawn[:, number]
     window = around(drawn.any(0), margin=12)
     people, tools = [list(dict.fromkeys(part)) for part in zip(*(split_name(name) for name in names), strict=True)]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4.4), layout="constrained")
+    figure, (left, right) = panels(1, 2, size=(9.5, 4.4))
     show_slice(left, image[window], title=f"{case.case_id}: {manifest.structures[value]}, {len(names)} annotations")
     for name, mask in zip(names, drawn, strict=True):
         who, tool = split_name(name)
@@ -260,7 +279,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 def histograms(panels: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
     """One panel a treatment, one curve an image: the density of its grey values."""
-    figure, row = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.4), squeeze=False, layout="constrained")
+    figure, row = panels(1, len(panels), size=(4.6 * len(panels), 3.4), squeeze=False)
     for axes, (title, images) in zip(row[0], panels.items(), strict=True):
         low = min(np.percentile(image, 0.1) for image in images.values())
         high = max(np.percentile(image, 99.8) for image in images.values())
@@ -276,7 +295,7 @@ def histograms(panels: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
 def class_balance(shares: Mapping[str, Mapping[str, float]]) -> Figure:
     """Share of voxels of every structure, {data set: {structure: share}}, on a logarithmic axis."""
     rows = [(data, name, share) for data, known in shares.items() for name, share in known.items()]
-    figure, axes = plt.subplots(figsize=(8, 0.9 + 0.27 * len(rows)), layout="constrained")
+    figure, axes = panels(size=(8, 0.9 + 0.27 * len(rows)))
     sets = list(shares)
     for place, (data, _, share) in enumerate(rows):
         axes.barh(place, share, color=colour(sets.index(data)), label=None)
@@ -295,7 +314,7 @@ def leakage_figure(summary: Summary, frame: pd.DataFrame) -> Figure:
     compared = summary.comparison
     table = frame.groupby(["patient_id", "arm"])[summary.metric].mean().unstack()
     gain = (table[compared.a] - table[compared.b]).to_numpy()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4.2), layout="constrained", width_ratios=(1, 1.15))
+    figure, (left, right) = panels(1, 2, size=(9, 4.2), width_ratios=(1, 1.15))
     ends = [table.min().min() - 0.02, min(1.0, table.max().max() + 0.02)]
     dots = {"linestyle": "", "marker": "o", "markersize": 4, "alpha": 0.6, "color": PALETTE[0], "markeredgewidth": 0}
     left.plot(ends, ends, color="0.6", linewidth=1)

@@ -25,7 +25,7 @@ def slice_viewer(case: Case, manifest: Manifest, prediction: np.ndarray | None =
     )
 
     def draw(number: int, outlined: bool, limits: tuple[float, float]) -> Figure:
-        panels = [("expert", labels)] if guesses is None else [("expert", labels), ("prediction", guesses)]
+        panels = [("reference", labels)] if guesses is None else [("reference", labels), ("prediction", guesses)]
         figure = Figure(figsize=(4 * len(panels), 4), layout="constrained")
         for position, (name, maps) in enumerate(panels, start=1):
             axes = figure.add_subplot(1, len(panels), position)

@@ -13,7 +13,7 @@
 # %% [markdown]
 # # 02 · A U-Net baseline you can trust
 #
-# **After this chapter you can** write a U-Net and its training loop; choose a loss and know what the choice is worth;
+# **After this chapter you can** write a U-Net and its training loop; choose a loss and know what the choice is worth
 # read Dice and Hausdorff distances without being fooled; say how many patients are enough, and how sure you are.
 #
 # | profile | data | minutes on 2 cores | memory |
@@ -28,7 +28,6 @@ PROFILE = None
 DATA = None
 
 # %%
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -66,7 +65,7 @@ train = task.samples("labelled")
 example = int((train.labels > 0).flatten(1).sum(1).argmax())
 
 depth = len(method.channels)
-figure, panels = plt.subplots(1, depth + 1, figsize=(2 * depth + 2, 2.6), layout="constrained")
+figure, panels = plots.panels(1, depth + 1, size=(2 * depth + 2, 2.6))
 for level, panel in enumerate(panels[:-1]):
     shrunk = torch.nn.functional.avg_pool2d(train.images[example : example + 1], 2**level)[0, 0].numpy()
     plots.show_slice(
@@ -166,7 +165,7 @@ print(
 )
 plots.learning_curves(
     {"U-Net": [run.history for run in fitted]},
-    title=f"{task.data.manifest.title}: mean and range of {len(fitted)} runs",
+    title=f"{task.data.manifest.title}; line: mean, band: range over runs",
 )
 # %%
 scored = pd.concat(
@@ -245,7 +244,7 @@ print("here, a miss is the diagonal:   ", round(float(np.mean(ours)), 1))
 # And small structures: two pixels of disagreement cost a large structure nothing and a small one a third of its Dice.
 
 # %%
-figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
+figure, axes = plots.panels(size=(6, 3.2))
 sides = np.arange(3, 41)
 for number, shift in enumerate((1, 2)):
     dice = [max(0.0, (side - shift) / side) for side in sides]
@@ -253,6 +252,7 @@ for number, shift in enumerate((1, 2)):
 axes.set(xlabel="side of a square structure, pixels", ylabel="Dice", ylim=(0, 1))
 axes.legend(frameon=False)
 axes.spines[["top", "right"]].set_visible(False)
+figure
 
 # %% [markdown]
 # ## Ablation: which loss?
@@ -280,7 +280,7 @@ teaching.verdict_table("losses")
 # patients. With few patients, *which* ones you drew matters as much as how many.
 
 # %%
-plots.credit(plots.dice_against_labels(evidence_frame("labels", "full")), "acdc")
+display(plots.credit(plots.dice_against_labels(evidence_frame("labels", "full")), "acdc"))
 display(teaching.evidence_table("labels"))
 teaching.verdict_table("labels")
 
@@ -296,7 +296,7 @@ if profile != "quick":
     volume = find_recipe("unet-hippocampus")
     in_3d = fit(*volume.run(profile, "unet", 0))
     scored_3d = evaluate(in_3d.predict, in_3d.task.data, in_3d.task.val_patients)
-    plots.worst_cases(in_3d, scored_3d, count=3)
+    display(plots.worst_cases(in_3d, scored_3d, count=3))
 
 # %% [markdown]
 # ## How sure are we? The spread between runs
