@@ -13,7 +13,7 @@
 # %% [markdown]
 # # 02 · A U-Net baseline you can trust
 #
-# **After this chapter you can** write a U-Net and its training loop; choose a loss and know what the choice is worth
+# **After this chapter you can** write a U-Net and its training loop; choose a loss and know what the choice is worth;
 # read Dice and Hausdorff distances without being fooled; say how many patients are enough, and how sure you are.
 #
 # | profile | data | minutes on 2 cores | memory |
@@ -76,6 +76,7 @@ for level, panel in enumerate(panels[:-1]):
 plots.show_slice(panels[-1], train.images[example, 0].numpy(), train.labels[example].numpy(), title="wanted")
 plots.structure_legend(figure, task.structures)
 plots.credit(figure, task.data.manifest)
+
 # %% [markdown]
 # ## The network
 # Sixty lines. Nothing here is specific to medicine, and the number of dimensions is a parameter.
@@ -167,6 +168,7 @@ plots.learning_curves(
     {"U-Net": [run.history for run in fitted]},
     title=f"{task.data.manifest.title}; line: mean, band: range over runs",
 )
+
 # %%
 scored = pd.concat(
     [
@@ -187,6 +189,7 @@ summary(scored).round(3)
 
 # %%
 plots.worst_cases(fitted[0], scored[scored["replicate"] == 0])
+
 # %% [markdown]
 # Outermost slices are where most errors live: the expert had to decide where the ventricle ends, and the network was
 # not told.
@@ -200,6 +203,7 @@ widgets.slice_viewer(case, task.data.manifest, fitted[0].predict(case))
 
 # %%
 plots.montage(case, task.data.manifest, prediction=fitted[0].predict(case))
+
 # %% [markdown]
 # ## Metrics, and how they fool you
 # Four predictions for one truth. Dice likes large objects, forgives a distant speck and says nothing about shape; the
@@ -252,7 +256,7 @@ for number, shift in enumerate((1, 2)):
 axes.set(xlabel="side of a square structure, pixels", ylabel="Dice", ylim=(0, 1))
 axes.legend(frameon=False)
 axes.spines[["top", "right"]].set_visible(False)
-figure
+display(figure)
 
 # %% [markdown]
 # ## Ablation: which loss?
@@ -267,6 +271,7 @@ loss_runs = {
 plots.learning_curves(
     {arm: [run.history for run in runs] for arm, runs in loss_runs.items()}, title="Same budget, three losses"
 )
+
 # %% [markdown]
 # And what the committed `full` evidence says, with its verdict by rule:
 
