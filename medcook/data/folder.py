@@ -145,6 +145,17 @@ def load_pair(pair: Pair) -> Loaded:
     return Loaded(channels, label.array, image.spacing[: label.array.ndim], (image.affine, label.affine))
 
 
+def slices_first(loaded: Loaded) -> Loaded:
+    """A NIfTI volume with its coarsest axis (the last one where they are alike) in front, so that slices come first."""
+    if loaded.spacing is None or len(loaded.spacing) != 3:
+        return loaded
+    axis = 2 - int(np.argmax(loaded.spacing[::-1]))
+    order = (axis, *(other for other in range(3) if other != axis))
+    image = loaded.image.transpose(0, *(1 + position for position in order))
+    spacing = tuple(loaded.spacing[position] for position in order)
+    return Loaded(image, loaded.label.transpose(order), spacing, loaded.affines)
+
+
 def inspect_pair(case_id: str, pair: Pair) -> CaseReport:
     """Everything that can be told of one case."""
     try:
@@ -190,7 +201,7 @@ def class_values(stored: list[int]) -> list[int]:
 class Folder(Dataset):
     """A folder of your own: each file stem is a patient; label values are numbered 0, 1, 2, ... in their order.
 
-    The split follows from the hash of the names; attributes: none, as nothing is known.
+    The split follows from the hash of the names; attributes: none, as nothing is known. Volumes: see `slices_first`.
     """
 
     def __init__(self, manifest: Manifest, folder: Path, stored_values: list[int]):
@@ -209,7 +220,7 @@ class Folder(Dataset):
 
     def read(self, case_id: str) -> Case:
         pair = self._pairs[case_id]
-        loaded = load_pair(pair)
+        loaded = slices_first(load_pair(pair))
         return Case(
             image=np.ascontiguousarray(loaded.image, dtype=np.float32),
             label=self._class_of[as_labels(loaded.label, pair.label)],

@@ -52,7 +52,7 @@ def test_good_folder_is_opened_with_a_fixed_split_and_a_door(folder):
     assert dataset.split == open_folder(folder).split
     assert (len(dataset.split.train), len(dataset.split.val), len(dataset.split.test)) == (6, 2, 2)
     case = dataset.load(dataset.split.train[0])
-    assert case.image.shape == (1, 5, 6, 4) and case.spacing == (1, 1, 2)
+    assert case.image.shape == (1, 4, 5, 6) and case.spacing == (2, 1, 1)  # slices first
     assert dataset.manifest.facts.label_values == [0, 1, 2]
     with pytest.raises(MedcookError, match="test case"):
         dataset.load(dataset.split.test[0])
