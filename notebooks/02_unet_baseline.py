@@ -187,7 +187,7 @@ summary(scored).round(3)
 # ## Successes, and the worst cases
 # Look at the failures before you look at the mean. The first column is the best case, the others are the worst.
 
-# %%
+# %% tags=["cover"]
 plots.worst_cases(fitted[0], scored[scored["replicate"] == 0])
 
 # %% [markdown]

@@ -23,6 +23,7 @@ COMMANDS = {
     "papers": "medcook.cli.papers:app",
     "publish": "medcook.cli.cook:publish",
     "check": "medcook.cli.cook:check",
+    "readme": "medcook.cli.cook:readme",
 }
 """Sub-command: where its function, or the Typer application with its own sub-commands, is found."""
 

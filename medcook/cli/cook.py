@@ -1,4 +1,4 @@
-"""Commands around the notebooks: doctor, cook, work, figures, publish, check."""
+"""Commands around the notebooks: doctor, cook, work, figures, publish, check, readme."""
 
 from pathlib import Path
 from typing import Annotated
@@ -108,6 +108,13 @@ def publish(chapters: Chapters = None) -> None:
     for chapter in find_chapters(chapters or []):
         path = publish(chapter)
         typer.echo(f"{path} ({path.stat().st_size / 1000:.0f} kB)")
+
+
+def readme() -> None:
+    """Fill the README's tables from chapters, measurements and evidence."""
+    from medcook.readme import write
+
+    write()
 
 
 def check(

@@ -40,7 +40,19 @@ def publish(chapter: Chapter, *, profile: str = "full", limit: int = LIMIT_BYTES
     if found := lint.output_problems(notebook, chapter.pair.name):
         raise MedcookError(f"{found[0]}.", "Nothing was published.")
     write_notebook(notebook, chapter.pair)
+    write_cover(notebook, chapter)
     return chapter.pair
+
+
+def write_cover(notebook: NotebookNode, chapter: Chapter) -> None:
+    """Put the picture of the cell tagged `cover` beside the notebook, as NN_name.png, for the README."""
+    for cell in notebook.cells:
+        images = [o.data["image/png"] for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
+        if "cover" in cell.metadata.get("tags", []) and images:
+            target = chapter.source.with_suffix(".png")
+            partial = target.with_suffix(".partial")
+            partial.write_bytes(base64.b64decode(images[0]))
+            os.replace(partial, target)
 
 
 def _take_outputs(notebook: NotebookNode, executed: list[NotebookNode]) -> None:

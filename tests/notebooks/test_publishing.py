@@ -134,3 +134,11 @@ def test_a_kill_while_publishing_leaves_the_old_notebook(executed, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         publishing.publish(chapter)
     assert chapter.pair.read_bytes() == kept
+
+
+def test_the_picture_of_the_cell_tagged_cover_lies_beside_the_notebook(write_chapter):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("draw()", metadata={"tags": ["cover"]})])
+    notebook.cells[0].outputs = [stream("display_data", data={"image/png": png()})]
+    chapter = write_chapter("x = 1")
+    publishing.write_cover(notebook, chapter)
+    assert chapter.source.with_suffix(".png").read_bytes() == base64.b64decode(png())

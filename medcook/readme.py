@@ -1,0 +1,69 @@
+"""The README's tables, filled from chapters, measurements and evidence: no number in it is typed by hand."""
+
+import json
+import re
+from collections import Counter
+
+from medcook import papers, paths
+from medcook.errors import MedcookError
+from medcook.evidence import load_summary
+from medcook.notebooks.chapters import all_chapters
+from medcook.recipes import recipe_modules
+from medcook.teaching import with_interval
+
+README = paths.ROOT / "README.md"
+MEASURED = paths.ROOT / "benchmarks" / "results.json"
+
+
+def filled(text: str) -> str:
+    """The README's text with its marked tables made anew."""
+    for name, table in {"chapters": chapters_table(), "results": results_table()}.items():
+        pattern = re.compile(rf"(<!-- {name}:.*?-->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        if not pattern.search(text):
+            raise MedcookError(
+                f"README.md has no place marked {name!r}.", f"It needs <!-- {name}: ... --> and <!-- /{name} -->."
+            )
+        text = pattern.sub(lambda found, table=table: f"{found[1]}{table}\n{found[2]}", text)
+    return text
+
+
+def chapters_table() -> str:
+    """One line a chapter: title, what `quick` took where the benchmarks were made."""
+    measured = json.loads(MEASURED.read_text(encoding="utf-8")).get("chapters", {}) if MEASURED.exists() else {}
+    lines = ["| chapter | `quick`: minutes | peak MB |", "|---|---|---|"]
+    for chapter in all_chapters():
+        title = re.search(r"^# # (.+)$", chapter.source.read_text(encoding="utf-8"), re.MULTILINE)[1]
+        took = measured.get(chapter.name, {})
+        minutes, peak = (f"{took['minutes']:.1f}", f"{took['peak_mb']:.0f}") if took else ("–", "–")
+        lines.append(f"| [{title}](notebooks/{chapter.pair.name}) | {minutes} | {peak} |")
+    return "\n".join(lines)
+
+
+def results_table() -> str:
+    """The state of the ledger, and one line for every claim with evidence at `full` or above."""
+    entries = papers.overview(check=False)
+    states = Counter(entry["status"] for entry in entries)
+    lines = [
+        f"**{len(entries)} papers: {states['works']} work, {states['partial']} in part, {states['missing']} to come.** "
+        "Claims tested so far, the book's own among them:",
+        "",
+        "| claim | measured | n | verdict |",
+        "|---|---|---|---|",
+    ]
+    summaries = [summary for paper in recipe_modules() if (summary := load_summary(paper, "full"))]
+    for summary in summaries:
+        if part := summary.comparison:
+            effect = with_interval(part.effect, part.low, part.high, sign=True)
+            measured = f"{summary.metric} of {part.a} − {part.b}: {effect}"
+            count = f"{part.n_patients} patients, {part.n_replicates} runs"
+        else:
+            name, arm = next(iter(summary.arms.items()))
+            measured = f"{summary.metric} of {name}: {with_interval(arm.mean, arm.low, arm.high)}"
+            count = f"{arm.patients} patients, {len(summary.seeds)} runs"
+        lines.append(f"| {summary.claim} | {measured} | {count} | {summary.verdict} |")
+    return "\n".join(lines)
+
+
+def write() -> None:
+    """Fill README.md in place."""
+    README.write_text(filled(README.read_text(encoding="utf-8")), encoding="utf-8")
