@@ -1,6 +1,7 @@
 """Figures. Colours are Okabe and Ito's, which colour-blind readers can tell apart; images carry their credit."""
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -19,6 +20,9 @@ from medcook.records import Summary
 from medcook.statistics import interval
 
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+
+CREDIT_CHARACTERS = 15
+"""Characters of a credit that fit into an inch of its figure."""
 
 
 def colour(number: int) -> str:
@@ -47,7 +51,8 @@ def credit(figure: Figure, *manifests: Manifest | str) -> Figure:
     for manifest in manifests:
         manifest = load_manifest(manifest) if isinstance(manifest, str) else manifest
         simulated = "Simulated data. " if manifest.simulated else ""
-        lines.append(f"{simulated}{manifest.title}. Licence: {manifest.licence}.")
+        line = f"{simulated}{manifest.title}. Licence: {manifest.licence}."
+        lines += textwrap.wrap(line, width=int(CREDIT_CHARACTERS * figure.get_figwidth()))
     figure.supxlabel("\n".join(lines), fontsize=7, color="0.4")
     return figure
 
@@ -267,7 +272,7 @@ def raters_figure(case: Case, manifest: Manifest, names: Sequence[str], value: i
     votes = right.imshow(drawn[:, *window].sum(0), cmap="cividis", vmin=0, vmax=len(names))
     right.set_title("how many annotations contain the pixel", fontsize=9)
     right.set_axis_off()
-    figure.colorbar(votes, ax=right, shrink=0.8)
+    figure.colorbar(votes, ax=right, shrink=0.8, ticks=MaxNLocator(integer=True))
     return credit(figure, manifest)
 
 
@@ -277,10 +282,10 @@ def split_name(name: str) -> tuple[str, str]:
     return who, tool
 
 
-def histograms(panels: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
+def histograms(treatments: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
     """One panel a treatment, one curve an image: the density of its grey values."""
-    figure, row = panels(1, len(panels), size=(4.6 * len(panels), 3.4), squeeze=False)
-    for axes, (title, images) in zip(row[0], panels.items(), strict=True):
+    figure, row = panels(1, len(treatments), size=(4.6 * len(treatments), 3.4), squeeze=False)
+    for axes, (title, images) in zip(row[0], treatments.items(), strict=True):
         low = min(np.percentile(image, 0.1) for image in images.values())
         high = max(np.percentile(image, 99.8) for image in images.values())
         for number, (name, image) in enumerate(images.items()):
@@ -298,11 +303,11 @@ def class_balance(shares: Mapping[str, Mapping[str, float]]) -> Figure:
     figure, axes = panels(size=(8, 0.9 + 0.27 * len(rows)))
     sets = list(shares)
     for place, (data, _, share) in enumerate(rows):
-        axes.barh(place, share, color=colour(sets.index(data)), label=None)
+        axes.barh(place, share, color=colour(sets.index(data)))
         axes.text(share * 1.12, place, f"{share:.2%}", va="center", fontsize=8)
     axes.set_yticks(range(len(rows)), [name for _, name, _ in rows], fontsize=8)
     axes.set(xscale="log", xlabel="share of annotated voxels", ylim=(len(rows) - 0.4, -0.6))
-    axes.set_xlim(min(share for *_, share in rows) / 2, 1.6)
+    axes.set_xlim(10 ** np.floor(np.log10(min(share for *_, share in rows))), 2)
     axes.legend(handles=[Patch(color=colour(n), label=data) for n, data in enumerate(sets)], frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
