@@ -2,7 +2,6 @@
 
 import os
 import platform
-import time
 from pathlib import Path
 
 import psutil
@@ -22,8 +21,10 @@ def report() -> dict[str, str]:
     """{what: finding}, in the order in which it is printed. Trains for about two seconds to time it."""
     import torch
 
+    from medcook.precision import time_steps
+
     memory = psutil.virtual_memory()
-    timings = {"float32": time_step(torch.float32), "bfloat16": time_step(torch.bfloat16)}
+    timings = time_steps()
     faster = min(timings, key=timings.get)
     return {
         "Python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
@@ -31,40 +32,11 @@ def report() -> dict[str, str]:
         "memory": f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB free",
         "GPU": ", ".join(gpus()) or "none: everything runs on the processor",
         "PyTorch": f"{torch.__version__} ({'CUDA ' + torch.version.cuda if torch.version.cuda else 'CPU build'})",
-        "a training step": ", ".join(f"{name} {1000 * s:.0f} ms" for name, s in timings.items()) + f": use {faster}",
+        "a training step": ", ".join(f"{name} {ms:.0f} ms" for name, ms in timings.items()) + f": use {faster}",
         "data mirror": _mirror(),
         "cache": f"{cache_dir()}, {folder_bytes(cache_dir()) / GIB:.2f} GiB used, {_free(cache_dir()):.1f} GiB free",
-        **expectations(timings[faster]),
+        **expectations(timings[faster] / 1000),
     }
-
-
-def time_step(dtype, repeats: int = 3) -> float:
-    """Median seconds of a training step of a small convolutional network, batch 8 of 128 x 128, in `dtype`."""
-    import torch
-    from torch import nn
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    layers = [
-        nn.Conv2d(1, 32, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(32, 32, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(32, 4, 1),
-    ]
-    net = nn.Sequential(*layers).to(device, memory_format=torch.channels_last)
-    optimiser = torch.optim.SGD(net.parameters(), lr=1e-3)
-    image = torch.randn(8, 1, 128, 128, device=device)
-    seconds = []
-    for _ in range(repeats + 1):
-        started = time.perf_counter()
-        with torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32):
-            loss = net(image).float().square().mean()
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        loss.item()
-        seconds.append(time.perf_counter() - started)
-    return sorted(seconds[1:])[repeats // 2]
 
 
 def expectations(step_s: float) -> dict[str, str]:

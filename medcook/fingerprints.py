@@ -1,4 +1,4 @@
-"""What the code does, in a few numbers, and which precision is faster here.
+"""What the code does, in a few numbers.
 
 A behaviour fingerprint is the loss of a method after 20 steps on the embedded cohort and the Dice of its
 prediction. It moves when the mechanism, the loop, the network or the augmentation changes, and stays put
@@ -7,9 +7,6 @@ when code is only tidied. Runs are keyed by it, and evidence is stale when it no
 
 import inspect
 import json
-import platform
-import statistics
-import time
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
@@ -74,44 +71,3 @@ def source_hash(kind: type) -> str:
     for path in sorted(files):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def resolve_precision(wanted: str) -> str:
-    """`auto` becomes bfloat16 where `timed_precisions` found it faster, else float32."""
-    if wanted != "auto":
-        return wanted
-    found = timed_precisions()
-    return "bfloat16" if found["bfloat16"] < 0.9 * found["float32"] else "float32"
-
-
-def timed_precisions() -> dict[str, float]:
-    """Milliseconds of a small training step in either precision, timed once for a machine and torch version."""
-    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else platform.processor() or platform.machine()
-    machine = sha256(f"{device} {torch.backends.cpu.get_cpu_capability()} {torch.__version__}".encode()).hexdigest()[
-        :12
-    ]
-    path = cache_dir() / f"precision-{machine}.json"
-    if not path.exists():
-        write_atomically(path, json.dumps({name: _time_step(name) for name in ("float32", "bfloat16")}))
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _time_step(precision: str, repeats: int = 5) -> float:
-    """Median milliseconds of forward and backward of three convolutions."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        net = torch.nn.Sequential(*[torch.nn.Conv2d(32, 32, 3, padding=1) for _ in range(3)])
-        images = torch.randn(8, 32, 64, 64)
-    layout = torch.channels_last
-    net, images = net.to(device, memory_format=layout), images.to(device, memory_format=layout)
-    taken = []
-    for _ in range(repeats + 1):
-        began = time.perf_counter()
-        with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
-            loss = net(images).float().square().mean()
-        loss.backward()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        taken.append((time.perf_counter() - began) * 1000)
-    return round(statistics.median(taken[1:]), 3)

@@ -18,9 +18,10 @@ from tqdm.auto import tqdm
 
 from medcook.data.case import IGNORE, Case
 from medcook.errors import MedcookError
-from medcook.fingerprints import behaviour, resolve_precision
+from medcook.fingerprints import behaviour
 from medcook.methods import Batch, Method
 from medcook.networks import parameters
+from medcook.precision import resolve_precision
 from medcook.runs import RunFolder, content_key
 from medcook.tasks import Budget, Samples, Task
 

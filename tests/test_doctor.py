@@ -1,21 +1,15 @@
 """The doctor's report on a machine."""
 
-from medcook import doctor
+from medcook import doctor, precision
 
 
 def test_the_report_has_what_the_readme_promises(monkeypatch, tmp_path):
     monkeypatch.setenv("MEDCOOK_MIRROR", str(tmp_path / "nowhere"))
-    monkeypatch.setattr(doctor, "time_step", lambda dtype: 0.1 if "bfloat16" in str(dtype) else 0.2)
+    monkeypatch.setattr(precision, "time_step", lambda dtype: 0.1 if "bfloat16" in str(dtype) else 0.2)
     found = doctor.report()
     assert {"Python", "memory", "GPU", "PyTorch", "profile quick", "profile full", "profile paper"} <= set(found)
     assert found["a training step"] == "float32 200 ms, bfloat16 100 ms: use bfloat16"
     assert "does not exist" in found["data mirror"]
-
-
-def test_a_training_step_can_be_timed():
-    import torch
-
-    assert doctor.time_step(torch.float32, repeats=1) > 0
 
 
 def test_expectations_grow_with_the_step():

@@ -1,0 +1,26 @@
+"""The choice of precision is timed once and remembered."""
+
+import pytest
+import torch
+
+from medcook import precision
+
+
+@pytest.mark.parametrize(("bfloat16", "chosen"), [(0.10, "bfloat16"), (0.19, "float32"), (0.40, "float32")])
+def test_bfloat16_only_where_it_is_clearly_faster(monkeypatch, bfloat16, chosen):
+    calls = []
+    monkeypatch.setattr(
+        precision, "time_step", lambda dtype: calls.append(dtype) or (0.2 if dtype == torch.float32 else bfloat16)
+    )
+    assert precision.resolve_precision("auto") == chosen
+    assert precision.resolve_precision("auto") == chosen
+    assert len(calls) == 2, "the second answer comes from the first timing"
+
+
+def test_a_wish_is_not_timed(monkeypatch):
+    monkeypatch.setattr(precision, "time_step", None)
+    assert precision.resolve_precision("float32") == "float32"
+
+
+def test_a_training_step_can_be_timed():
+    assert precision.time_step(torch.float32, repeats=1) > 0
