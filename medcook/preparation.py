@@ -114,7 +114,10 @@ def _stack(volume: Tensor, dims: int) -> Tensor:
 
 def zscore(images: Tensor) -> Tensor:
     """Zero mean, unit variance over the whole tensor; a constant image becomes zeros."""
-    return (images - images.mean()) / images.std().clamp_min(1e-6)
+    mean, spread = images.mean(), images.std()
+    if spread <= 1e-6 * mean.abs().clamp_min(1):  # nothing but rounding
+        return torch.zeros_like(images)
+    return (images - mean) / spread
 
 
 PREPARATIONS = {
