@@ -7,7 +7,8 @@ from medcook import precision
 
 
 @pytest.mark.parametrize(("bfloat16", "chosen"), [(0.10, "bfloat16"), (0.19, "float32"), (0.40, "float32")])
-def test_bfloat16_only_where_it_is_clearly_faster(monkeypatch, bfloat16, chosen):
+def test_bfloat16_only_where_it_is_clearly_faster(monkeypatch, tmp_path, bfloat16, chosen):
+    monkeypatch.setenv("MEDCOOK_CACHE", str(tmp_path))
     calls = []
     monkeypatch.setattr(
         precision, "time_step", lambda dtype: calls.append(dtype) or (0.2 if dtype == torch.float32 else bfloat16)
