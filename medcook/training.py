@@ -166,7 +166,8 @@ class Loop:
                 clock.stepped()
                 history["loss"].append(round(loss.item(), 5))
                 if self.is_check(step):
-                    self.look(nets, step, state)
+                    with fabric.autocast():
+                        self.look(nets, step, state)
                 bar.update()
                 if folder and clock.since_save() > CHECKPOINT_SECONDS:
                     state["step"], state["seconds"] = step + 1, clock.seconds

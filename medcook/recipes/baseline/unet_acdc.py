@@ -12,7 +12,7 @@ from medcook.tasks import Budget, Task
 recipe = Recipe(
     paper="unet-acdc",
     title="U-Net baseline, cine MR of the heart (ACDC)",
-    claim="A plain U-Net reaches a mean Dice of 0.88 within six minutes of training on two cores.",
+    claim="A plain U-Net reaches a mean Dice of 0.88 in 800 steps, minutes of training on two cores.",
     arms={"unet": Arm(Supervised())},
     replicate="fold",
     scales={
