@@ -305,9 +305,9 @@ if profile != "quick":
 
 # %% [markdown]
 # ## How sure are we? The spread between runs
-# One number from one run is an anecdote. Two kinds of spread: *other patients* (five folds of the baseline), and *nothing
-# but another seed* (three runs on the same 70 patients, scored on the same 20). A method that beats another by less
-# than the second has shown nothing; an interval must hold both.
+# One number from one run is an anecdote. Two kinds of spread: *other patients* (five folds of the baseline), and
+# *nothing but another seed* (three runs on the same 70 patients, scored on the same 20). A method that beats another
+# by less than the second has shown nothing; an interval must hold both.
 
 
 # %%
