@@ -38,7 +38,7 @@ class RunFolder:
         try:
             record = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
             return record, load_tensors(self.path / "weights.pt")
-        except (OSError, ValueError, RuntimeError, EOFError):
+        except (OSError, ValueError):
             return None
 
     def finish(self, record: dict, weights: dict) -> None:
@@ -51,7 +51,7 @@ class RunFolder:
         """The state of an interrupted run, or None."""
         try:
             return load_tensors(self.path / "checkpoint.pt")
-        except (OSError, RuntimeError, EOFError, ValueError):
+        except (OSError, ValueError):
             return None
 
     def save_checkpoint(self, state: dict) -> None:
@@ -69,8 +69,13 @@ def save_tensors(content: dict, path: Path) -> None:
 
 
 def load_tensors(path: Path) -> dict:
-    """Tensors and plain values only: nothing in the file is executed."""
-    return torch.load(path, map_location="cpu", weights_only=True)
+    """Tensors and plain values only: nothing in the file is executed. ValueError where the file is damaged."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # on damaged bytes the unpickler fails in many ways, IndexError among them
+        raise ValueError(f"{path}: not a readable file of tensors") from error
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -1,0 +1,195 @@
+"""`python -m benchmarks.run`: speed and memory, measured here and reported; nothing is asserted.
+
+Writes benchmarks/results.json and the tables of benchmarks/README.md. Run it on a machine that does nothing
+else: the load that other work caused is recorded beside the numbers.
+"""
+
+import json
+import os
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from monai.metrics import compute_dice, compute_hausdorff_distance
+from monai.metrics.surface_distance import compute_average_surface_distance
+
+from medcook import metrics
+from medcook.data import open_dataset
+from medcook.methods import Supervised
+from medcook.notebooks.runner import cooked_dir
+from medcook.provenance import environment
+from medcook.runs import write_atomically
+from medcook.tasks import Budget, Samples, Task
+from medcook.training import Loop
+
+HERE = Path(__file__).parent
+BEGIN, END = "<!-- results: made by python -m benchmarks.run -->", "<!-- end of results -->"
+STEPS = 6
+"""Timed steps of a training run; the first is left out of the medians."""
+
+TASKS = {"acdc": ((128, 128), 16, (16, 32, 64, 128, 128)), "hippocampus": ((32, 56, 40), 4, (16, 32, 64, 128))}
+"""{task: (window, batch, channels)} as the baseline recipes have them; the tensors are made up."""
+
+
+def main() -> None:
+    results = {
+        "machine": machine(),
+        "training": [training(*setting) for setting in TASKS.items()],
+        "metrics": compare_metrics(),
+        "chapters": chapters(),
+    }
+    write_atomically(HERE / "results.json", json.dumps(results, indent=1) + "\n")
+    write_readme(results)
+
+
+def machine() -> dict:
+    """Processor, cores, versions, and how busy other work kept the cores in the minute before."""
+    return {"cores": os.cpu_count(), **environment(), "load_before": round(os.getloadavg()[0], 1)}
+
+
+def training(name: str, setting: tuple) -> dict:
+    """Median step in either precision, and the share of it that loading takes (batch, augmentation, layout)."""
+    size, batch, channels = setting
+    rng = torch.Generator().manual_seed(0)
+    labels = torch.nn.functional.interpolate(torch.rand(64, 1, *[4] * len(size), generator=rng) * 4, size)[:, 0].byte()
+    samples = Samples(labels[:, None] + torch.randn(64, 1, *size, generator=rng), labels, torch.arange(64))
+    found = {}
+    for precision in ("float32", "bfloat16"):
+        budget = Budget(steps=STEPS, batch=batch, precision=precision, checks=0)
+        loop = Loop(Supervised(channels=channels), Task(name), budget, precision, 0, samples, None, None, False)
+        found[precision] = loop.run().cost
+    seconds = {precision: cost["step_seconds"] for precision, cost in found.items()}
+    return {
+        "task": name,
+        "batch": [batch, 1, *size],
+        "step_ms": {precision: round(1000 * value, 1) for precision, value in seconds.items()},
+        "bfloat16_over_float32": round(seconds["bfloat16"] / seconds["float32"], 2),
+        "loading_share": {precision: cost["loading_fraction"] for precision, cost in found.items()},
+    }
+
+
+def mask_pairs(patients: int = 6) -> list[tuple[np.ndarray, np.ndarray, tuple[float, ...]]]:
+    """(rater, truth, spacing): every structure of some embedded patients, drawn by two hands."""
+    dataset = open_dataset("embedded")
+    pairs = []
+    for case in dataset.cases(dataset.split.train[:patients]):
+        pairs += [(case.raters[2] == value, case.label == value, case.spacing) for value in dataset.manifest.structures]
+    return pairs
+
+
+def monai_scores(pred: np.ndarray, truth: np.ndarray, spacing) -> dict[str, float]:
+    """The same three numbers by MONAI."""
+    a, b = (torch.from_numpy(mask)[None, None].float() for mask in (pred, truth))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        settings = dict(include_background=True, spacing=list(spacing))
+        return {
+            "dice": compute_dice(a, b).item(),
+            "hd95": compute_hausdorff_distance(a, b, percentile=95, **settings).item(),
+            "assd": compute_average_surface_distance(a, b, symmetric=True, **settings).item(),
+        }
+
+
+def own_scores(pred: np.ndarray, truth: np.ndarray, spacing) -> dict[str, float]:
+    score = metrics.score(pred, truth, spacing)
+    return {name: getattr(score, name) for name in ("dice", "hd95", "assd")}
+
+
+def compare_metrics() -> dict:
+    """Largest difference from MONAI over all pairs, and the median milliseconds of all three metrics of a pair."""
+    pairs = mask_pairs()
+    ours, our_ms = timed(own_scores, pairs)
+    theirs, their_ms = timed(monai_scores, pairs)
+    return {
+        "pairs": len(pairs),
+        "shape": list(pairs[0][0].shape),
+        "largest_difference": {
+            name: float(f"{max(abs(a[name] - b[name]) for a, b in zip(ours, theirs, strict=True)):.1e}")
+            for name in ours[0]
+        },
+        "medcook_ms": round(our_ms, 2),
+        "monai_ms": round(their_ms, 2),
+        "ratio": round(our_ms / their_ms, 2),
+    }
+
+
+def timed(function: Callable, pairs: list[tuple]) -> tuple[list, float]:
+    """The results, and the median milliseconds of a call; the first call warms up."""
+    function(*pairs[0])
+    results, taken = [], []
+    for pair in pairs:
+        began = time.perf_counter()
+        results.append(function(*pair))
+        taken.append(1000 * (time.perf_counter() - began))
+    return results, statistics.median(taken)
+
+
+def chapters() -> list[dict]:
+    """Minutes and peak memory of each chapter as `medcook cook` last recorded them in this cache."""
+    found = []
+    for profile in ("quick", "full"):
+        for path in sorted(cooked_dir(profile).glob("*.json")):
+            record = json.loads(path.read_text(encoding="utf-8"))
+            found.append(
+                {
+                    "chapter": record["chapter"],
+                    "profile": profile,
+                    "minutes": round(record["minutes"], 2),
+                    "peak_mb": round(record["peak_mb"]),
+                }
+            )
+    return found
+
+
+def table(header: str, rows: list[list]) -> str:
+    columns = [part.strip() for part in header.split("|")]
+    lines = [columns, ["---"] * len(columns), *[[str(cell) for cell in row] for row in rows]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def report(results: dict) -> str:
+    """The results as Markdown."""
+    at, scored = results["machine"], results["metrics"]
+    steps = [
+        [
+            one["task"],
+            " × ".join(map(str, one["batch"])),
+            *one["step_ms"].values(),
+            one["bfloat16_over_float32"],
+            *[f"{share:.1%}" for share in one["loading_share"].values()],
+        ]
+        for one in results["training"]
+    ]
+    cooked = [[c["chapter"], c["profile"], c["minutes"], c["peak_mb"]] for c in results["chapters"]]
+    differences = ", ".join(f"{name} {value:g}" for name, value in scored["largest_difference"].items())
+    return f"""Measured with {at["threads"]} thread(s) of {at["cores"]} cores, {at["cpu"]}, device {at["device"]},
+torch {at["torch"]}, MONAI {at["monai"]}; load before the start: {at["load_before"]} (0 is a machine at rest).
+
+**A training step** of the baselines, in milliseconds, and the share of it that loading and augmentation take:
+
+{table("task | batch | float32 | bfloat16 | ratio | loading, float32 | loading, bfloat16", steps)}
+
+**Metrics** (Dice, HD95 and ASSD of one structure) on {scored["pairs"]} pairs of masks of shape {scored["shape"]}: \
+{scored["medcook_ms"]} ms here,
+{scored["monai_ms"]} ms with MONAI, ratio {scored["ratio"]}. Largest difference: {differences}.
+
+**Chapters**, as `medcook cook` recorded them:
+
+{table("chapter | profile | minutes | peak MB", cooked) if cooked else "none cooked in this cache yet."}
+"""
+
+
+def write_readme(results: dict) -> None:
+    """Put the report between the markers of README.md."""
+    path = HERE / "README.md"
+    text = path.read_text(encoding="utf-8")
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    write_atomically(path, f"{before}{BEGIN}\n{report(results)}{END}{after}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,405 @@
+"""The loop: same seed, same bits; interrupted or killed, it ends the same; trained once, and anew when changed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from medcook import tasks, training
+from medcook.data import IGNORE, splits
+from medcook.data.datasets import Dataset
+from medcook.data.transforms import NONE
+from medcook.errors import MedcookError
+from medcook.methods import Method, Supervised
+from medcook.runs import RunFolder
+from medcook.tasks import Budget, Samples, Task
+from medcook.training import Fitted, Loop, batch_indices, fit, validation_dice
+
+METHOD = Supervised(channels=(4, 8))
+TASK = Task("embedded", labelled=2, evaluation="test")
+BUDGET = Budget(steps=12, batch=4, precision="float32", checks=3)
+SHORT = replace(BUDGET, steps=3, checks=0)
+BEHAVIOUR = {"loss": 1.0}
+
+ELSEWHERE = f"""
+import sys, torch
+from pathlib import Path
+from medcook import training
+from medcook.methods import Supervised
+from medcook.runs import RunFolder
+from medcook.tasks import Budget, Task
+METHOD, TASK, BUDGET = Supervised(channels=(4, 8)), {TASK!r}, {BUDGET!r}
+training.behaviour = lambda method: {BEHAVIOUR!r}
+"""
+"""The same method, task and budget in another process."""
+
+
+def elsewhere(code: str) -> subprocess.Popen:
+    """Run code in another process, after the lines of ELSEWHERE."""
+    return subprocess.Popen([sys.executable, "-c", ELSEWHERE + code], env=os.environ.copy())
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """Each test has a run cache of its own; fingerprints have their own tests."""
+    monkeypatch.setenv("MEDCOOK_CACHE", str(tmp_path))
+    monkeypatch.setattr(training, "behaviour", lambda method: BEHAVIOUR)
+
+
+@pytest.fixture(scope="module")
+def reference() -> Fitted:
+    """The run that nobody disturbed."""
+    return fit(METHOD, TASK, BUDGET, cache=False, progress=False)
+
+
+def train(method: Method = METHOD, task: Task = TASK, budget: Budget = SHORT, seed: int = 0) -> Fitted:
+    return fit(method, task, budget, seed, progress=False)
+
+
+def same(one: dict[str, dict], other: dict[str, dict]) -> bool:
+    """Whether two sets of weights are equal, bit by bit."""
+    return one.keys() == other.keys() and all(
+        one[kept].keys() == other[kept].keys() and all(torch.equal(one[kept][n], other[kept][n]) for n in one[kept])
+        for kept in one
+    )
+
+
+def stop_at(step: int, stop, monkeypatch) -> list[int]:
+    """Call `stop` in the training step of this number; the list returned grows by each step done."""
+    done: list[int] = []
+
+    def training_step(self, nets, labelled, unlabelled, number):
+        if number == step:
+            stop()
+        done.append(number)
+        return Method.training_step(self, nets, labelled, unlabelled, number)
+
+    monkeypatch.setattr(Supervised, "training_step", training_step)
+    return done
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+def test_the_loss_goes_down(reference):
+    losses = reference.history["loss"]
+    assert len(losses) == BUDGET.steps and sum(losses[-3:]) < sum(losses[:3]) - 0.3
+
+
+def test_same_seed_same_bits_in_another_process(reference, tmp_path):
+    path = tmp_path / "weights.pt"
+    code = f"torch.save(training.fit(METHOD, TASK, BUDGET, cache=False, progress=False).weights, {str(path)!r})"
+    assert elsewhere(code).wait() == 0
+    assert same(torch.load(path, weights_only=True), reference.weights)
+
+
+def test_another_seed_is_another_run(reference):
+    other = fit(METHOD, TASK, BUDGET, 1, cache=False, progress=False)
+    assert not same(other.weights, reference.weights) and other.history["loss"][0] != reference.history["loss"][0]
+
+
+def test_training_leaves_the_random_state_alone():
+    before = torch.get_rng_state()
+    train()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_an_interrupted_run_ends_the_same(reference, monkeypatch):
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
+    with monkeypatch.context() as patched:
+        stop_at(7, interrupt, patched)
+        with pytest.raises(KeyboardInterrupt):
+            train(budget=BUDGET)
+    done = stop_at(-1, interrupt, monkeypatch)
+    resumed = train(budget=BUDGET)
+    assert done == [7, 8, 9, 10, 11] and not resumed.cached
+    assert same(resumed.weights, reference.weights) and resumed.history == reference.history
+    assert resumed.weights.keys() == {"last", "selected"}
+
+
+def test_a_killed_run_ends_the_same(reference, monkeypatch):
+    killed = elsewhere(
+        """
+import os, signal
+training.CHECKPOINT_SECONDS = 0
+class Loop(training.Loop):
+    def batches(self, step, rng, fabric):
+        if step == 7:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().batches(step, rng, fabric)
+training.Loop = Loop
+training.fit(METHOD, TASK, BUDGET, progress=False)
+"""
+    )
+    assert killed.wait() == -signal.SIGKILL
+    done = stop_at(-1, interrupt, monkeypatch)
+    resumed = train(budget=BUDGET)
+    assert done == [7, 8, 9, 10, 11]
+    assert same(resumed.weights, reference.weights) and resumed.history == reference.history
+
+
+def test_a_finished_run_is_read_not_repeated(monkeypatch):
+    first = train()
+    done = stop_at(-1, interrupt, monkeypatch)
+    again = train()
+    case = next(TASK.cases("val"))
+    assert again.cached and not first.cached and not done and again.key == first.key
+    assert again.history == first.history and again.cost == first.cost
+    assert torch.equal(again.probabilities(case), first.probabilities(case))
+    assert (again.predict(case) == first.predict(case)).all()
+
+
+CHANGES = {
+    "seed": dict(seed=1),
+    "setting": dict(method=replace(METHOD, rate=1e-3)),
+    "nested setting": dict(method=replace(METHOD, augmentation=replace(METHOD.augmentation, noise=0.2))),
+    "steps": dict(budget=replace(SHORT, steps=4)),
+    "precision": dict(budget=replace(SHORT, precision="bfloat16")),
+    "draw": dict(task=replace(TASK, draw=1)),
+    "evaluation": dict(task=replace(TASK, evaluation="val")),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_changed_input_trains_again(change):
+    first, other = train(), train(**change)
+    assert not other.cached and other.key != first.key
+
+
+def test_a_changed_behaviour_trains_again(monkeypatch):
+    first = train()
+    monkeypatch.setattr(training, "behaviour", lambda method: {"loss": 1.001})
+    other = train()
+    assert not other.cached and other.key != first.key
+
+
+@pytest.mark.parametrize("role", ["labelled", "val"])
+def test_a_changed_voxel_trains_again(role, monkeypatch):
+    first = train()
+    original, touched = tasks._prepared, TASK.data.patients[getattr(TASK, f"{role}_patients")[0]][0]
+
+    def prepared(data, preparation, case_id):
+        images, labels = original(data, preparation, case_id)
+        if case_id == touched:
+            images = images.clone()
+            images[0, 0, 0, 0] += 1e-3
+        return images, labels
+
+    monkeypatch.setattr(tasks, "_prepared", prepared)
+    other = train()
+    assert not other.cached and other.key != first.key
+
+
+def test_damaged_weights_are_trained_again():
+    first = train()
+    path = RunFolder(first.key).path / "weights.pt"
+    path.write_bytes(path.read_bytes()[:100])
+    again = train()
+    assert not again.cached and same(again.weights, first.weights)
+    assert train().cached
+
+
+def test_two_processes_train_once(tmp_path, monkeypatch):
+    """While this process trains, another asks for the same run: it waits at the lock and reads the result."""
+    waiting, answer = tmp_path / "waiting", tmp_path / "answer"
+    others = []
+
+    def start_another():
+        others.append(
+            elsewhere(
+                f"""
+lock = RunFolder.lock
+RunFolder.lock = lambda folder: Path({str(waiting)!r}).touch() or lock(folder)
+fitted = training.fit(METHOD, TASK, BUDGET, progress=False)
+Path({str(answer)!r}).write_text(str(fitted.cached))
+"""
+            )
+        )
+        while not waiting.exists() and others[0].poll() is None:
+            time.sleep(0.05)
+        time.sleep(0.5)  # it must not have gone past the lock
+
+    stop_at(5, start_another, monkeypatch)
+    assert not train(budget=BUDGET).cached
+    assert others[0].wait() == 0 and answer.read_text() == "True"
+
+
+def test_val_selects_the_best_look(monkeypatch):
+    seen = []
+
+    def scripted(method, nets, val):
+        seen.append(training.cpu_state(nets))
+        return [0.2, 0.9, 0.5][len(seen) - 1]
+
+    monkeypatch.setattr(training, "validation_dice", scripted)
+    fitted = train(budget=BUDGET)
+    assert fitted.history["val_dice"] == [0.2, 0.9, 0.5] and fitted.history["val_step"] == [4, 8, 12]
+    assert same(fitted.weights, {"last": seen[2], "selected": seen[1]})
+    assert not same({"last": seen[2]}, {"last": seen[1]})
+
+
+def test_nothing_is_selected_on_the_patients_that_are_scored():
+    fitted = train(task=replace(TASK, evaluation="val"), budget=replace(SHORT, checks=1))
+    assert fitted.weights.keys() == {"last"} and len(fitted.history["val_dice"]) == 1
+    with pytest.raises(MedcookError, match="kept no 'selected' checkpoint"):
+        fitted.predict(next(TASK.cases("val")), checkpoint="selected")
+
+
+def test_the_checkpoint_asked_for_predicts(reference):
+    case = next(TASK.cases("val"))
+    empty = {name: torch.zeros_like(weights) for name, weights in reference.weights["last"].items()}
+    fitted = replace(reference, weights={"last": reference.weights["last"], "selected": empty})
+    last, selected = fitted.probabilities(case), fitted.probabilities(case, checkpoint="selected")
+    assert torch.allclose(selected, torch.full_like(selected, 0.25)) and not torch.allclose(last, selected)
+    assert torch.equal(fitted.probabilities(case), last)
+
+
+def test_training_never_reads_a_test_patient(monkeypatch):
+    tasks.shared_dataset.cache_clear()  # so that every case is read anew
+    read, original = [], Dataset.load
+    monkeypatch.setattr(Dataset, "load", lambda self, case_id: read.append(case_id) or original(self, case_id))
+    log = len(splits._reads)
+    train(budget=replace(SHORT, checks=1))
+    assert set(read) == {*TASK.labelled_patients, *TASK.val_patients} and not set(read) & set(TASK.data.split.test)
+    assert len(splits._reads) == log
+
+
+def test_predictions_are_on_the_cases_own_grid(reference):
+    case = next(TASK.cases("val"))
+    probabilities = reference.probabilities(case)
+    assert probabilities.shape == (4, *case.spatial) and reference.predict(case).dtype == case.label.dtype
+    assert torch.allclose(probabilities.sum(0), torch.ones(case.spatial), atol=1e-4)
+    assert (reference.predict(case) == probabilities.argmax(0).numpy()).all()
+
+
+def test_a_loss_that_is_no_number_is_said(monkeypatch):
+    monkeypatch.setattr(Supervised, "training_step", lambda self, nets, *_: next(nets.parameters()).sum() * torch.nan)
+    with pytest.raises(MedcookError, match="became nan at step 0.*learning rate"):
+        train()
+
+
+def test_gradients_are_clipped_and_the_rate_has_one_cycle(monkeypatch):
+    norms, rates = [], []
+
+    def spy(optimiser, *_):
+        norms.append(torch.nn.utils.get_total_norm(p.grad for p in optimiser.param_groups[0]["params"]).item())
+        rates.append(optimiser.param_groups[0]["lr"])
+
+    def steep(self, *batch):
+        return 1e5 * Method.training_step(self, *batch)
+
+    monkeypatch.setattr(Supervised, "training_step", steep)
+    hook = register_optimizer_step_pre_hook(spy)
+    train(budget=replace(SHORT, steps=10))
+    hook.remove()
+    assert norms == pytest.approx([training.GRADIENT_NORM] * 10, rel=1e-3)
+    peak = rates.index(max(rates))
+    assert 0 < peak < 5 and max(rates) == pytest.approx(METHOD.rate) and rates[-1] < METHOD.rate / 1000
+    assert rates == sorted(rates[:peak]) + sorted(rates[peak:], reverse=True)
+
+
+def test_the_average_has_moved(reference):
+    start = Loop(METHOD, TASK, BUDGET, "float32", 0, TASK.samples("labelled"), None, None).build().state_dict()
+    end, name = reference.weights["last"], "head.weight"
+    assert not torch.equal(end[f"average.{name}"], start[f"average.{name}"])
+    assert not torch.equal(end[f"average.{name}"], end[f"model.{name}"])
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_precision_asked_for_is_used(precision, monkeypatch):
+    seen = set()
+
+    def training_step(self, nets, labelled, *_):
+        seen.add(nets["model"](labelled.images).dtype)
+        return Method.training_step(self, nets, labelled, *_)
+
+    monkeypatch.setattr(Supervised, "training_step", training_step)
+    fitted = train(budget=replace(SHORT, precision=precision))
+    assert seen == {getattr(torch, precision)} and fitted.cost["precision"] == precision
+
+
+def test_batches_are_augmented():
+    def batch(method: Method):
+        loop = Loop(method, TASK, BUDGET, "float32", 0, TASK.samples("labelled"), None, None)
+        return loop.batches(2, torch.Generator().manual_seed(0), Fabric(accelerator="cpu"))[0]
+
+    train, chosen = TASK.samples("labelled"), batch_indices(16, 4, 2, seed=0)
+    still = batch(replace(METHOD, augmentation=NONE))
+    assert torch.allclose(still.images, train.images[chosen], atol=1e-3)
+    assert torch.equal(still.labels, train.labels[chosen])
+    assert not torch.equal(batch(METHOD).labels, train.labels[chosen])
+
+
+def test_half_of_a_batch_is_unlabelled_where_the_method_asks(monkeypatch):
+    seen = []
+
+    class Semi(Supervised):
+        uses_unlabelled = True
+
+        def training_step(self, nets, labelled, unlabelled, step):
+            seen.append((labelled, unlabelled))
+            return super().training_step(nets, labelled, unlabelled, step)
+
+    task = Task("embedded", labelled=len(TASK.data.split.train) - 1)
+    fit(Semi(channels=(4, 8)), task, SHORT, cache=False, progress=False)
+    labelled, unlabelled = seen[0]
+    assert len(labelled.images) == len(unlabelled.images) == 2
+    assert not (labelled.labels == IGNORE).any() and not ((unlabelled.labels > 0) & (unlabelled.labels < IGNORE)).any()
+    assert len(seen) == SHORT.steps
+
+
+def test_cost_is_reported(reference):
+    cost = reference.cost
+    assert cost["steps"] == 12 and cost["precision"] == "float32" and 0 < cost["loading_fraction"] < 1
+    assert cost["parameters"] == sum(p.numel() for p in reference.nets["model"].parameters())
+    assert cost["seconds"] > 0 and cost["peak_mb"] > 50
+
+
+@pytest.mark.parametrize(("steps", "checks", "looks"), [(12, 3, [3, 7, 11]), (10, 1, [9]), (7, 0, []), (2, 5, [0, 1])])
+def test_the_last_step_is_looked_at(steps, checks, looks):
+    one = Samples(torch.zeros(1, 1, 8, 8), torch.zeros(1, 8, 8, dtype=torch.uint8), torch.zeros(1))
+    loop = Loop(METHOD, TASK, Budget(steps, checks=checks), "float32", 0, one, None, one)
+    assert [step for step in range(steps) if loop.is_check(step)] == looks
+
+
+@pytest.mark.parametrize(("count", "batch"), [(10, 4), (16, 16), (3, 8)])
+def test_each_sample_once_an_epoch(count, batch):
+    steps = [batch_indices(count, batch, step, seed=3) for step in range(count)]
+    assert all(len(chosen) == batch for chosen in steps)
+    epochs = torch.cat(steps).view(-1, count)
+    assert all(sorted(epoch.tolist()) == list(range(count)) for epoch in epochs)
+    assert len({tuple(epoch.tolist()) for epoch in epochs}) > 1  # shuffled anew
+
+
+def test_a_batch_does_not_depend_on_those_before_it():
+    late = batch_indices(10, 4, 7, seed=0)
+    training._permutation.cache_clear()
+    assert torch.equal(batch_indices(10, 4, 7, seed=0), late)
+    assert not torch.equal(batch_indices(10, 4, 7, seed=1), late)
+
+
+class Guess(Supervised):
+    """Predicts what the image says: its values are the classes."""
+
+    def predict(self, nets, images):
+        return torch.nn.functional.one_hot(images[:, 0].long(), 3).movedim(-1, 1).float()
+
+
+def test_validation_dice_is_the_mean_over_cases_and_structures():
+    labels = torch.zeros(3, 4, 4, dtype=torch.uint8)
+    labels[0, 0], labels[1, 1], labels[2, 0] = 1, 2, 1  # two slices of the first case, one of the second
+    guess = labels.clone()
+    guess[0, 1] = 1  # structure 1 of the first case: 2 * 4 / 12
+    val = Samples(guess[:, None].float(), labels, torch.tensor([0, 0, 1]))
+    nets = METHOD.build(1, 3, 2)
+    assert validation_dice(Guess(), nets, val) == pytest.approx((2 / 3 + 1 + 1 + 1) / 4)
+    labels[0, 1] = IGNORE  # the false voxels were never annotated
+    assert validation_dice(Guess(), nets, val) == 1
