@@ -13,6 +13,7 @@ from rich.table import Table
 from medcook import evidence
 from medcook.errors import MedcookError
 from medcook.papers import Facts, find_row, gather, load_ledger, overview, own_claims, requirements, stale_state, status
+from medcook.profiles import resolve_profile
 from medcook.records import Comparison, Summary
 
 WIDTH = 140
@@ -71,6 +72,7 @@ def reproduce(
     paper: Annotated[str, typer.Argument(metavar="ID", help="A paper of the ledger, or one of the book's own claims.")],
     profile: Annotated[str | None, typer.Option(help="quick, full or paper.")] = None,
     replicates: Annotated[int | None, typer.Option(min=1, help="Replicates; default: as the recipe says.")] = None,
+    test: Annotated[bool, typer.Option("--test", help="Then the vote of all runs reads the test set, once.")] = False,
 ) -> None:
     """Run a paper's arms, print table, verdict and environment. Interrupted, it goes on where it stopped."""
     from medcook.recipes import find_recipe
@@ -80,7 +82,15 @@ def reproduce(
         raise MedcookError(f"{paper} has no recipe yet.", f"See `medcook papers show {paper}`.")
     if recipe is None:
         raise unknown(paper)
-    print_summary(_console(), evidence.reproduce(recipe, profile, replicates))
+    console = _console()
+    print_summary(console, evidence.reproduce(recipe, profile, replicates))
+    if test:
+        from medcook.ensemble import read_test_once
+
+        reading = read_test_once(recipe, resolve_profile(profile))
+        where = f"{reading.patients} test patients, {reading.missed} missed, read on {reading.date}"
+        interval = _interval(reading.low, reading.high)
+        console.print(f"test: {reading.metric} of the vote {reading.mean:.4f}, {interval} ({where})", highlight=False)
 
 
 def unknown(paper: str) -> MedcookError:
