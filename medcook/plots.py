@@ -42,6 +42,7 @@ class Shown(Figure):
 def panels(rows: int = 1, columns: int = 1, *, size: tuple[float, float], **options):
     """A new figure of `size` inches and its axes."""
     figure = Shown(figsize=size, layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.08)
     return figure, figure.subplots(rows, columns, **options)
 
 
@@ -289,11 +290,11 @@ def histograms(treatments: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
         low = min(np.percentile(image, 0.1) for image in images.values())
         high = max(np.percentile(image, 99.8) for image in images.values())
         for number, (name, image) in enumerate(images.items()):
-            share, edges = np.histogram(image, bins=70, range=(low, high))
-            axes.plot((edges[1:] + edges[:-1]) / 2, share / share.sum(), color=colour(number), label=name)
+            share, edges = np.histogram(image, bins=40, range=(low, high))
+            axes.plot((edges[1:] + edges[:-1]) / 2, smooth(share / share.sum(), 3), color=colour(number), label=name)
         axes.set(xlabel="grey value", ylabel="share of voxels", title=title)
         axes.spines[["top", "right"]].set_visible(False)
-    row[0, -1].legend(fontsize=7, frameon=False)
+    row[0, 0].legend(fontsize=8, frameon=False)
     return figure
 
 
@@ -307,7 +308,7 @@ def class_balance(shares: Mapping[str, Mapping[str, float]]) -> Figure:
         axes.text(share * 1.12, place, f"{share:.2%}", va="center", fontsize=8)
     axes.set_yticks(range(len(rows)), [name for _, name, _ in rows], fontsize=8)
     axes.set(xscale="log", xlabel="share of annotated voxels", ylim=(len(rows) - 0.4, -0.6))
-    axes.set_xlim(10 ** np.floor(np.log10(min(share for *_, share in rows))), 2)
+    axes.set_xlim(10 ** np.floor(np.log10(min(share for *_, share in rows))), 1)
     axes.legend(handles=[Patch(color=colour(n), label=data) for n, data in enumerate(sets)], frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -81,28 +81,24 @@ def first_cases(name, count):
 embedded, brains = first_cases("embedded", 6)
 brain = brains[0]
 if quick:
-    shown, image, label, aspect = embedded, brain.image[0, 4], brain.label[4], 1.0
-    limits = (0, np.percentile(image, 99.5))
-    other_values = image * intensity.bias_field(image.shape, 1.0, np.random.default_rng(3))
-    what = "a coil's shading"
+    shown, image, label = embedded, brain.image[0, 4], brain.label[4]
+    other_values, what = image * intensity.bias_field(image.shape, 1.0, np.random.default_rng(3)), "a coil's shading"
 else:
-    shown, (head, *_) = first_cases("openkbp", 1)
-    coronal = np.s_[62, 15:113, 12:106]
-    image, label, aspect = head.image[0][coronal].T, head.label[coronal].T, head.spacing[2] / head.spacing[1]
-    level, width = intensity.WINDOWS["soft tissue"]
-    limits = (level - width / 2, level + width / 2)
-    other_values = (image + 1024) / 4
-    what = "file units, not HU"
+    chests = open_dataset("chest_xray")
+    first = next(patient for patient in chests.split.train if chests.attributes(patient)["site"] == "Montgomery")
+    shown, image, label = chests.manifest, chests.load(first).image[0], chests.load(first).label
+    other_values, what = 255 - image, "white read as black"
+limits = (0, np.percentile(image, 99.5))
 
 figure, panels = plots.panels(1, 5, size=(12, 3))
-for panel, title, pixels, drawn, shape in [
-    (panels[0], "right", image, label, aspect),
-    (panels[1], "mirrored", image[:, ::-1], label[:, ::-1], aspect),
-    (panels[2], "spacing guessed", image, label, 1.6 * aspect),
-    (panels[3], what, other_values, label, aspect),
-    (panels[4], "label of a flipped image", image, label[:, ::-1], aspect),
+for panel, title, pixels, drawn, aspect in [
+    (panels[0], "right", image, label, 1.0),
+    (panels[1], "mirrored", image[:, ::-1], label[:, ::-1], 1.0),
+    (panels[2], "spacing guessed", image, label, 1.5),
+    (panels[3], what, other_values, label, 1.0),
+    (panels[4], "label of a flipped image", image, label[:, ::-1], 1.0),
 ]:
-    plots.show_slice(panel, pixels, drawn, title=title, limits=limits, aspect=shape, fill=0.2)
+    plots.show_slice(panel, pixels, drawn, title=title, limits=limits, aspect=aspect, fill=0.2)
 plots.structure_legend(figure, shown.structures)
 plots.credit(figure, shown)
 
@@ -233,18 +229,23 @@ for value in (0, 7, 23):
 
 # %%
 if quick:
-    shown, side, limits = embedded, brain.image[0, :, :, 40][::-1], None
-    drawn, millimetres = brain.label[:, :, 40][::-1], (brain.spacing[0], brain.spacing[1])
+    shown, case, cut, limits = embedded, brain, np.s_[::-1, :, 40], None
+    rows, columns = 0, 1
+    side, drawn = case.image[0][cut], case.label[cut]
 else:
-    shown, side, limits = load_manifest("openkbp"), image, limits
-    drawn, millimetres = label, (head.spacing[2], head.spacing[1])
+    shown, (case, *_) = first_cases("openkbp", 1)
+    cut, limits = np.s_[22:104, 64, 14:106], (-160, 240)
+    rows, columns = 2, 0
+    side, drawn = case.image[0][cut].T, case.label[cut].T
+high, wide = case.spacing[rows], case.spacing[columns]
+present = {value: name for value, name in shown.structures.items() if (drawn == value).any()}
 figure, panels = plots.panels(1, 2, size=(8, 1.9 if quick else 3.6))
 for panel, title, shape in [
-    (panels[0], f"as measured: {millimetres[0]:g} mm by {millimetres[1]:.1f} mm", millimetres[0] / millimetres[1]),
-    (panels[1], "spacing ignored: one voxel, one pixel", 1.0),
+    (panels[0], f"as measured: a voxel is {high:g} mm high, {wide:.1f} mm wide", high / wide),
+    (panels[1], "spacing ignored: every voxel a square", 1.0),
 ]:
-    plots.show_slice(panel, side, drawn, title=title, limits=limits, aspect=shape)
-plots.structure_legend(figure, shown.structures)
+    plots.show_slice(panel, side, drawn, title=title, limits=limits, aspect=shape, fill=0.2)
+plots.structure_legend(figure, present)
 plots.credit(figure, shown)
 
 # %% [markdown]
@@ -270,8 +271,8 @@ if quick:
     source = "A vertebra between the lungs: CT_small.dcm, a test file of pydicom (MIT licence)."
     figure.supxlabel(source, fontsize=7, color="0.4")
 else:
-    plane, shape = image, aspect
-    figure, panels = plots.panels(1, 3, size=(9, 3.2))
+    plane, shape = side, high / wide
+    figure, panels = plots.panels(1, 3, size=(9, 2.8))
     plots.credit(figure, "openkbp")
 for panel, (name, (level, width)) in zip(panels, intensity.WINDOWS.items(), strict=True):
     title = f"{name}: level {level:g}, width {width:g} HU"
@@ -379,14 +380,12 @@ plots.montage(case, shown)
 if not quick:
     number = int((case.label > 0).sum(axis=(1, 2)).argmax())
     scribble = case.extras["scribble"][number]
-    window = plots.around(case.label[number], margin=30)
+    window = plots.around(case.label[number], margin=45)
     figure, panels = plots.panels(1, 2, size=(7, 3.9))
     plots.show_slice(panels[0], case.image[0, number][window], case.label[number][window], title="every pixel")
-    plots.show_slice(panels[1], case.image[0, number][window], scribble[window], title="scribbles", fill=0.95)
-    panels[1].contour((scribble == 0)[window], levels=[0.5], colors="white", linewidths=1)
-    panels[1].text(
-        0.02, 0.02, "white: scribbled as background", transform=panels[1].transAxes, fontsize=7, color="white"
-    )
+    plots.show_slice(panels[1], case.image[0, number][window], scribble[window], title="scribbles (white: background)")
+    background = np.ma.masked_not_equal(scribble[window], 0) + 1
+    panels[1].imshow(background, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     plots.structure_legend(figure, shown.structures)
     display(plots.credit(figure, shown))
     print(f"{(case.extras['scribble'] != IGNORE).mean():.1%} of this case's pixels are scribbled")
@@ -402,7 +401,6 @@ display(figure)
 
 # %%
 if not quick:
-    chests = open_dataset("chest_xray")
     figure, panels = plots.panels(1, 4, size=(11, 3.3))
     kinds = [(site, sick) for site in ("Montgomery", "Shenzhen") for sick in (False, True)]
     for panel, (site, sick) in zip(panels, kinds, strict=True):
