@@ -328,12 +328,13 @@ def leakage_figure(summary: Summary, frame: pd.DataFrame) -> Figure:
     left.set(xlim=ends, ylim=ends, aspect="equal")
     left.set(xlabel=f"Dice, split {compared.b}", ylabel=f"Dice, split {compared.a}")
     left.set_title("a dot a patient; above the line leakage flatters", fontsize=9)
-    scatter = np.random.default_rng(0).uniform(-0.3, 0.3, len(gain))
     right.axvline(0, color="0.6", linewidth=1)
-    right.plot(gain, scatter, **dots)
+    right.plot(np.sort(gain), np.arange(len(gain)), **dots)
     bounds = [[compared.effect - compared.low], [compared.high - compared.effect]]
-    right.errorbar(compared.effect, 0.55, bounds, fmt="s", color="black", capsize=4, markersize=6)
-    right.set(ylim=(-0.5, 0.9), yticks=[], xlabel=f"Dice {compared.a} − Dice {compared.b}, the same slices")
+    top = 1.08 * len(gain)
+    right.errorbar(compared.effect, top, xerr=bounds, fmt="s", color="black", capsize=4, markersize=6)
+    right.set(ylim=(-1, 1.16 * len(gain)), yticks=[], ylabel="patients, sorted")
+    right.set_xlabel(f"Dice {compared.a} − Dice {compared.b}, on the same slices")
     text = f"mean {compared.effect:+.3f}, 95% interval {compared.low:+.3f} to {compared.high:+.3f}"
     right.set_title(f"{text}\n{compared.n_patients} patients: {summary.verdict}", fontsize=9)
     for axes in (left, right):

@@ -570,8 +570,8 @@ teaching.verdict_table("leakage")
 plots.leakage_figure(teaching.need_summary("leakage"), evidence_frame("leakage", "full"))
 
 # %% [markdown]
-# The gap is what a paper gains by splitting slices, without being any better for the next patient. It grows with
-# fewer patients, longer training and larger networks, which remember more; augmentation hides some of it. Before you
+# The gap is what a paper gains by splitting slices, without being any better for the next patient. These runs are short
+# and heavily augmented; one expects more of it where a network has time to learn its patients by heart. Before you
 # believe a number, ask: *what was split?*
 #
 # ## The papers of this chapter
