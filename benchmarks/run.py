@@ -10,6 +10,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,11 @@ from monai.metrics.surface_distance import compute_average_surface_distance
 
 from medcook import metrics
 from medcook.data import open_dataset
-from medcook.methods import Supervised
 from medcook.notebooks.runner import cooked_dir
 from medcook.provenance import environment
+from medcook.recipes import find_recipe
 from medcook.runs import write_atomically
-from medcook.tasks import Budget, Samples, Task
+from medcook.tasks import Samples
 from medcook.training import Loop
 
 HERE = Path(__file__).parent
@@ -31,14 +32,14 @@ BEGIN, END = "<!-- results: made by python -m benchmarks.run -->", "<!-- end of 
 STEPS = 6
 """Timed steps of a training run; the first is left out of the medians."""
 
-TASKS = {"acdc": ((128, 128), 16, (16, 32, 64, 128, 128)), "hippocampus": ((32, 56, 40), 4, (16, 32, 64, 128))}
-"""{task: (window, batch, channels)} as the baseline recipes have them; the tensors are made up."""
+BASELINES = ("unet-acdc", "unet-hippocampus")
+"""Recipes whose training step is timed, in the size that they have at `full`; the tensors are made up."""
 
 
 def main() -> None:
     results = {
         "machine": machine(),
-        "training": [training(*setting) for setting in TASKS.items()],
+        "training": [training(paper) for paper in BASELINES],
         "metrics": compare_metrics(),
         "chapters": chapters(),
     }
@@ -51,21 +52,24 @@ def machine() -> dict:
     return {"cores": os.cpu_count(), **environment(), "load_before": round(os.getloadavg()[0], 1)}
 
 
-def training(name: str, setting: tuple) -> dict:
-    """Median step in either precision, and the share of it that loading takes (batch, augmentation, layout)."""
-    size, batch, channels = setting
+def training(paper: str) -> dict:
+    """Median step in either precision, the share of it that loading takes, and minutes of a whole run."""
+    method, task, budget, _ = find_recipe(paper).run("full", "unet", 0)
+    size = task.preparation.size
     rng = torch.Generator().manual_seed(0)
     labels = torch.nn.functional.interpolate(torch.rand(64, 1, *[4] * len(size), generator=rng) * 4, size)[:, 0].byte()
     samples = Samples(labels[:, None] + torch.randn(64, 1, *size, generator=rng), labels, torch.arange(64))
     found = {}
     for precision in ("float32", "bfloat16"):
-        budget = Budget(steps=STEPS, batch=batch, precision=precision, checks=0)
-        loop = Loop(Supervised(channels=channels), Task(name), budget, precision, 0, samples, None, None, False)
+        short = replace(budget, steps=STEPS, checks=0)
+        loop = Loop(method, task, short, precision, 0, samples, None, None, progress=False)
         found[precision] = loop.run().cost
     seconds = {precision: cost["step_seconds"] for precision, cost in found.items()}
     return {
-        "task": name,
-        "batch": [batch, 1, *size],
+        "recipe": paper,
+        "batch": [budget.batch, 1, *size],
+        "steps": budget.steps,
+        "minutes": round(min(seconds.values()) * budget.steps / 60, 1),
         "step_ms": {precision: round(1000 * value, 1) for precision, value in seconds.items()},
         "bfloat16_over_float32": round(seconds["bfloat16"] / seconds["float32"], 2),
         "loading_share": {precision: cost["loading_fraction"] for precision, cost in found.items()},
@@ -156,11 +160,12 @@ def report(results: dict) -> str:
     at, scored = results["machine"], results["metrics"]
     steps = [
         [
-            one["task"],
+            one["recipe"],
             " × ".join(map(str, one["batch"])),
             *one["step_ms"].values(),
             one["bfloat16_over_float32"],
             *[f"{share:.1%}" for share in one["loading_share"].values()],
+            f"{one['minutes']} for {one['steps']} steps",
         ]
         for one in results["training"]
     ]
@@ -169,9 +174,10 @@ def report(results: dict) -> str:
     return f"""Measured with {at["threads"]} thread(s) of {at["cores"]} cores, {at["cpu"]}, device {at["device"]},
 torch {at["torch"]}, MONAI {at["monai"]}; load before the start: {at["load_before"]} (0 is a machine at rest).
 
-**A training step** of the baselines, in milliseconds, and the share of it that loading and augmentation take:
+**A training step** of the baselines, in milliseconds, the share of it that loading and augmentation take, and what a
+whole run at `full` takes (validation not counted):
 
-{table("task | batch | float32 | bfloat16 | ratio | loading, float32 | loading, bfloat16", steps)}
+{table("recipe | batch | float32 | bfloat16 | ratio | loading, float32 | loading, bfloat16 | minutes of a run", steps)}
 
 **Metrics** (Dice, HD95 and ASSD of one structure) on {scored["pairs"]} pairs of masks of shape {scored["shape"]}: \
 {scored["medcook_ms"]} ms here,
