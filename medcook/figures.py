@@ -1,6 +1,6 @@
 """Evidence figures: drawn from the committed JSON of papers/evidence, and compared with the committed images.
 
-A paper's figure is drawn by the function registered for it, in medcook/plots.py, with
+A paper's figure is drawn by the function registered for it, in medcook/drawers.py, with
 
     @draws("unet")
     def unet_figure(summary: Summary, frame: pd.DataFrame) -> Figure: ...
@@ -81,7 +81,7 @@ def _committed() -> list[Path]:
 
 def draw(folder: Path) -> bytes:
     """The PNG of one evidence folder, the same bytes wherever matplotlib is the same."""
-    import medcook.plots  # noqa: F401  registers the drawers
+    import medcook.drawers  # noqa: F401  registers the drawers
     from medcook.evidence import evidence_frame
 
     summary = read(Summary, folder / "summary.json")

@@ -51,6 +51,7 @@ from medcook.data.readers.png import read_gray, read_labels
 from medcook.data.readers.sparse_csv import SHAPE, read_sparse
 from medcook.data.splits import Split
 from medcook.data.transforms import Augment
+from medcook.drawers import leakage_figure
 from medcook.evaluation import evaluate, summary
 from medcook.evidence import evidence_frame
 from medcook.exercises import check
@@ -575,7 +576,7 @@ gains = gains["by slice"] - gains["by patient"]
 without = gains.drop(gains.idxmax()).mean()
 print(f"mean {gains.mean():+.3f}, median {gains.median():+.3f}, {(gains > 0).sum()} of {len(gains)} patients gain")
 print(f"the one who gains most ({gains.idxmax()}) gains {gains.max():+.3f}; without them the mean is {without:+.3f}")
-plots.leakage_figure(teaching.need_summary("leakage"), measured)
+leakage_figure(teaching.need_summary("leakage"), measured)
 
 # %% [markdown]
 # The gap is what a paper gains by splitting slices, without being any better for the next patient. A mean can hang on
