@@ -42,7 +42,7 @@ def leakage_figure(summary: Summary, frame: pd.DataFrame) -> Figure:
 def labels_figure(summary: Summary, frame: pd.DataFrame) -> Figure:
     """The evidence of `labels`: Dice against the number of labelled patients."""
     figure = dice_against_labels(frame, metric=summary.metric)
-    figure.axes[0].set_title(f"{summary.title}\n{summary.claim} {summary.verdict}", fontsize=9)
+    figure.axes[0].set_title(f"{summary.title}\n35 to 70 patients: {summary.verdict}", fontsize=9)
     return credit(figure, summary.dataset)
 
 

@@ -208,7 +208,7 @@ class Loop:
         return parts[0], parts[1]
 
     def is_check(self, step: int) -> bool:
-        """Whether to look at the validation cases after this step: `checks` times, evenly, the last step among them."""
+        """Whether to look at the validation cases after this step: `checks` times or more, the last at the end."""
         every = max(1, self.budget.steps // self.budget.checks) if self.budget.checks else 0
         return bool(self.val and every) and (self.budget.steps - 1 - step) % every == 0
 

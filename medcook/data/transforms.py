@@ -12,7 +12,8 @@ from torch import Tensor
 class Augment:
     """Random affine maps and intensity changes, drawn anew for every image of a batch.
 
-    rotate  degrees, about each axis; `scale` and `gamma` are half-widths of a log-uniform factor
+    rotate  degrees, about each axis, on a square or cubic window (on another one it shears a little)
+    scale, gamma  half-widths of a log-uniform factor
     shift   fraction of the half image; `flip` mirrors the last axis with probability 1/2
     contrast, brightness, noise  in units of the image's standard deviation (images are z-scored)
     """

@@ -23,7 +23,7 @@ class DoubleConv(nn.Sequential):
 class UNet(nn.Module):
     """Down, across, up: (B, inputs, *size) to logits (B, classes, *size).
 
-    Every side of the image must be divisible by 2 ** (len(channels) - 1).
+    Every side of the image must be at least 2 ** (len(channels) - 1); odd sides are rounded down on the way.
     """
 
     def __init__(

@@ -66,7 +66,7 @@ class SliceTask(Task):
         if not self.leak:
             return others
         leaked = prepare(_halved(self.dataset, 1), self.preparation, self.val_patients)
-        visible = (leaked.labels != IGNORE).flatten(1).any(1)
+        visible = ~(leaked.labels == IGNORE).flatten(1).any(1)
         pool = Samples(
             torch.cat([leaked.images[visible], others.images]),
             torch.cat([leaked.labels[visible], others.labels]),
