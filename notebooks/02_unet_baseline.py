@@ -290,9 +290,9 @@ display(teaching.evidence_table("labels"))
 teaching.verdict_table("labels")
 
 # %% [markdown]
-# Where the curve flattens, ask what is the bottleneck. Here it is the budget: with five times the steps the same network
-# on 64 patients does far better (the table at the end). "More patients do not help" holds for this minute of training,
-# not for hearts.
+# Where the curve flattens, ask what the bottleneck is. Here it is the budget: with five times the steps the same
+# network on 64 patients does far better (the table at the end). "More patients do not help" holds for this minute of
+# training, not for hearts.
 #
 # ## Three dimensions: the hippocampus
 # The same class with `dims=3`, on small MR volumes with 1 mm voxels. Distances are now in millimetres.
