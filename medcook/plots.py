@@ -33,7 +33,7 @@ class Shown(Figure):
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
-        self.savefig(buffer, format="png", dpi=100)
+        self.savefig(buffer, format="png", dpi=88)
         return buffer.getvalue()
 
 
