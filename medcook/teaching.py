@@ -9,7 +9,7 @@ from IPython.display import Code, display
 from medcook.data.manifests import Manifest, load_manifest
 from medcook.ensemble import load_test_reading
 from medcook.errors import MedcookError
-from medcook.evidence import load_summary
+from medcook.evidence import evidence_frame, load_summary
 from medcook.papers import load_ledger
 from medcook.records import Comparison, Summary
 
@@ -30,14 +30,17 @@ def with_interval(value: float | None, low: float | None, high: float | None, si
 
 
 def evidence_table(paper: str, profile: str = "full") -> pd.DataFrame:
-    """One row an arm of the committed evidence: mean with interval, misses, n, cost."""
+    """One row an arm of the committed evidence: mean with interval, HD95 in which a miss counts, misses, n, cost."""
     summary = need_summary(paper, profile)
+    cases = evidence_frame(paper, profile)
+    distance, unit = cases.groupby("arm")["hd95"].mean(), cases["unit"].iloc[0]
     rows = [
         {
             "arm": name,
             f"{summary.metric} [95% interval]": with_interval(arm.mean, arm.low, arm.high),
             "val-selected": "–" if arm.selected is None else f"{arm.selected:.3f}",
             **{structure: f"{value:.3f}" for structure, value in arm.structures.items()},
+            f"HD95, {unit}": f"{distance[name]:.1f}",
             "missed": f"{arm.missed} of {arm.rows}",
             "patients": arm.patients,
             "steps": int(arm.cost["steps"]),
