@@ -44,7 +44,7 @@ def evidence_table(paper: str, profile: str = "full") -> pd.DataFrame:
             "missed": f"{arm.missed} of {arm.rows}",
             "patients": arm.patients,
             "steps": int(arm.cost["steps"]),
-            "seconds": round(arm.cost["seconds"]),
+            f"seconds on {arm.cost['threads']:.0f} core": round(arm.cost["seconds"]),
         }
         for name, arm in summary.arms.items()
     ]

@@ -336,6 +336,8 @@ display(teaching.published_table("unet-acdc", "unet-hippocampus"))
 teaching.test_table("unet-acdc", "unet-hippocampus")
 
 # %% [markdown]
+# Seconds were measured on one core of a busy machine; `benchmarks/` has the step on two cores at rest.
+#
 # **What differs from nnU-Net's 91.5**: resolution (ours rescales the longest side to 256 and has no voxel spacing),
 # budget (minutes on two cores against a day on a GPU), the number of training patients (64 against 80), one small 2D
 # network against the default 3D configuration, and no test-time augmentation. **What is the same**: five-fold
