@@ -57,7 +57,8 @@ def training(paper: str) -> dict:
     method, task, budget, _ = find_recipe(paper).run("full", "unet", 0)
     size = task.preparation.size
     rng = torch.Generator().manual_seed(0)
-    labels = torch.nn.functional.interpolate(torch.rand(64, 1, *[4] * len(size), generator=rng) * 4, size)[:, 0].byte()
+    coarse = torch.rand(64, 1, *[4] * len(size), generator=rng) * task.classes
+    labels = torch.nn.functional.interpolate(coarse, size)[:, 0].byte()
     samples = Samples(labels[:, None] + torch.randn(64, 1, *size, generator=rng), labels, torch.arange(64))
     found = {}
     for precision in ("float32", "bfloat16"):

@@ -19,9 +19,9 @@
 # | profile | data | minutes on 2 cores | memory |
 # |---|---|---|---|
 # | `quick` | simulated brains that ship with the book, no network | 1 | under 1 GB |
-# | `full` | 100 hearts (ACDC), 260 hippocampi (MSD Task04) | about 100 from scratch, 3 from the run cache | 2 GB |
+# | `full` | 100 hearts (ACDC), 260 hippocampi (MSD Task04) | about 40 from scratch, 2 from the run cache | 2 GB |
 #
-# What you see on the web was made by `full`. **Expect** a mean Dice near 0.90 on hearts after five minutes of training.
+# What you see on the web was made by `full`. **Expect** a mean Dice near 0.90 on hearts after less than five minutes of training.
 
 # %% tags=["parameters"]
 PROFILE = None

@@ -116,7 +116,12 @@ def _kernel_manager(profile: str, scratch: str) -> type:
     from jupyter_client.kernelspec import KernelSpec
 
     search = os.pathsep.join(filter(None, [str(paths.ROOT), os.environ.get("PYTHONPATH")]))
-    environment = {"PROFILE": profile, "PYTHONPATH": search, "IPYTHONDIR": str(Path(scratch) / "ipython")}
+    environment = {
+        "PROFILE": profile,
+        "PYTHONPATH": search,
+        "IPYTHONDIR": str(Path(scratch) / "ipython"),
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+    }
 
     class ThisInterpreter(AsyncKernelManager):
         @property
