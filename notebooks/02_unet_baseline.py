@@ -21,7 +21,8 @@
 # | `quick` | simulated brains that ship with the book, no network | 1 | under 1 GB |
 # | `full` | 100 hearts (ACDC), 260 hippocampi (MSD Task04) | about 40 from scratch, 2 from the run cache | 2 GB |
 #
-# What you see on the web was made by `full`. **Expect** a mean Dice near 0.90 on hearts after less than five minutes of training.
+# What you see on the web was made by `full`. **Expect** a mean Dice near 0.90 on hearts after five minutes of training
+# on two cores.
 
 # %% tags=["parameters"]
 PROFILE = None
