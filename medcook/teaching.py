@@ -13,6 +13,9 @@ from medcook.evidence import evidence_frame, load_summary
 from medcook.papers import load_ledger
 from medcook.records import Comparison, Summary
 
+NO_BREAK = "\u00a0"
+"""A space at which no line breaks, so that an interval stays on its line."""
+
 
 def show_code(*objects) -> None:
     """Display the source of functions and classes as it stands in the package: not a copy."""
@@ -21,12 +24,13 @@ def show_code(*objects) -> None:
 
 
 def with_interval(value: float | None, low: float | None, high: float | None, sign: bool = False) -> str:
-    """`0.912 [0.901, 0.922]`; an unknown interval is left out."""
+    """`0.912 [0.901, 0.922]`, without a place to break; an unknown interval is left out."""
     if value is None:
         return "–"
     plus = "+" if sign else ""
     text = f"{value:{plus}.3f}"
-    return text if low is None else f"{text} [{low:{plus}.3f}, {high:{plus}.3f}]"
+    whole = text if low is None else f"{text} [{low:{plus}.3f}, {high:{plus}.3f}]"
+    return whole.replace(" ", NO_BREAK)
 
 
 def evidence_table(paper: str, profile: str = "full") -> pd.DataFrame:
@@ -41,7 +45,7 @@ def evidence_table(paper: str, profile: str = "full") -> pd.DataFrame:
             "val-selected": "–" if arm.selected is None else f"{arm.selected:.3f}",
             **{structure: f"{value:.3f}" for structure, value in arm.structures.items()},
             f"HD95, {unit}": f"{distance[name]:.1f}",
-            "missed": f"{arm.missed} of {arm.rows}",
+            "missed": f"{arm.missed} of {arm.rows}".replace(" ", NO_BREAK),
             "patients": arm.patients,
             "steps": int(arm.cost["steps"]),
             f"seconds on {arm.cost['threads']:.0f} core": round(arm.cost["seconds"]),

@@ -21,7 +21,7 @@ def slice_viewer(case: Case, manifest: Manifest, prediction: np.ndarray | None =
     slider = widgets.IntSlider(len(images) // 2, 0, len(images) - 1, description="slice", continuous_update=True)
     outlines = widgets.Checkbox(True, description="outlines", indent=False)
     window = widgets.FloatRangeSlider(
-        value=(low, high), min=low, max=high, step=(high - low) / 100, description="grey values", readout_format=".2f"
+        value=(low, high), min=low, max=high, step=(high - low) / 100, description="grey values", readout_format=".3g"
     )
 
     def draw(number: int, outlined: bool, limits: tuple[float, float]) -> Figure:

@@ -1,0 +1,60 @@
+"""What chapters show: the package's own source, and tables that say what the evidence says."""
+
+import pytest
+
+from medcook import teaching
+from medcook.data.manifests import load_manifest
+from medcook.errors import MedcookError
+from medcook.methods import follow
+
+
+def test_intervals_are_written_out_and_never_break():
+    assert teaching.with_interval(0.5, 0.4, 0.61).replace("\u00a0", " ") == "0.500 [0.400, 0.610]"
+    assert teaching.with_interval(0.5, 0.4, 0.61, sign=True).startswith("+0.500")
+    assert " " not in teaching.with_interval(0.5, 0.4, 0.61)
+    assert teaching.with_interval(None, None, None) == "–" and teaching.with_interval(0.5, None, None) == "0.500"
+
+
+def test_shown_code_is_the_source_itself(monkeypatch):
+    shown = []
+    monkeypatch.setattr(teaching, "display", lambda code: shown.append(code.data))
+    teaching.show_code(follow)
+    assert "def follow" in shown[0] and "_foreach_lerp_" in shown[0]
+
+
+def test_missing_evidence_says_how_to_make_it():
+    with pytest.raises(MedcookError, match="medcook reproduce nobody --profile full"):
+        teaching.need_summary("nobody")
+
+
+@pytest.mark.parametrize("paper", ["leakage", "losses", "labels", "unet-acdc", "unet-hippocampus"])
+def test_the_evidence_table_has_every_arm_of_the_committed_summary(paper):
+    summary, table = teaching.need_summary(paper), teaching.evidence_table(paper)
+    assert list(table.index) == list(summary.arms)
+    first = table.iloc[0]
+    assert first.iloc[0].startswith(f"{next(iter(summary.arms.values())).mean:.3f}")
+    assert any(column.startswith("HD95") for column in table.columns)
+
+
+def test_a_verdict_stands_beside_its_claim_only():
+    table = teaching.verdict_table("losses", "unet-acdc")
+    summary = teaching.need_summary("losses")
+    assert table.loc[summary.claim, "verdict"] == summary.verdict
+    assert table.loc["(also) both against dice", "verdict"] == ""
+
+
+def test_the_test_table_reports_the_one_reading():
+    table = teaching.test_table("unet-acdc", "labels")
+    assert list(table.index) == ["acdc"], "labels has no vote"
+    assert table.loc["acdc", "test patients"] == 20
+
+
+def test_a_dataset_card_names_licence_and_citation():
+    card = teaching.dataset_card("acdc")["acdc"]
+    assert card["licence"] == load_manifest("acdc").licence and "Bernard" in card["citation"]
+    assert "third-party" in card["access"]
+
+
+def test_published_figures_stand_below_ours():
+    table = teaching.published_table("unet-hippocampus")
+    assert list(table["what"])[0] == "here: unet" and "0.892" in set(table["Dice"])
