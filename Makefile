@@ -19,7 +19,7 @@ ENVIRONMENT := OMP_NUM_THREADS=1 MPLBACKEND=Agg
 
 export PROFILE
 
-.PHONY: cook test lint nbval figures check-figures publish clean
+.PHONY: cook test lint ledger nbval figures check-figures publish clean
 
 cook: $(STAMP)
 	$(BIN)/python -m medcook cook $(CHAPTERS)
@@ -30,6 +30,9 @@ test: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m medcook check
+
+ledger: $(STAMP)
+	$(BIN)/python -m medcook papers | tail -n 32
 
 nbval: $(STAMP)
 	PROFILE=quick $(BIN)/python -m pytest -q --nbval-lax --nbval-current-env -p no:cacheprovider notebooks/

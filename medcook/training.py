@@ -203,6 +203,8 @@ class Loop:
             chosen = batch_indices(len(samples), size, step, self.seed)
             batch = Batch(*fabric.to_device((samples.images[chosen], samples.labels[chosen])))
             batch = self.method.augment(batch, rng)
+            if samples is self.extra:  # what augmentation moved in from outside says nothing either
+                batch = batch._replace(labels=torch.full_like(batch.labels, IGNORE))
             layout = torch.channels_last if batch.images.ndim == 4 else torch.channels_last_3d
             parts.append(batch._replace(images=batch.images.contiguous(memory_format=layout)))
         return parts[0], parts[1]
