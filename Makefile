@@ -32,7 +32,7 @@ lint: $(STAMP)
 	$(BIN)/python -m medcook check
 
 ledger: $(STAMP)
-	$(BIN)/python -m medcook papers | tail -n 32
+	$(BIN)/python -m medcook papers
 
 nbval: $(STAMP)
 	PROFILE=quick $(BIN)/python -m pytest -q --nbval-lax --nbval-current-env -p no:cacheprovider notebooks/
