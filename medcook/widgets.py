@@ -53,7 +53,8 @@ def window_viewer(plane: np.ndarray, *, aspect: float = 1.0) -> widgets.VBox:
 
 def live(draw: Callable[..., Figure], *controls: widgets.ValueWidget) -> widgets.VBox:
     """The controls above an image that is drawn anew, by `draw(*values)`, whenever one of them moves."""
-    image = widgets.Image(format="png")
+    natural_size = widgets.Layout(align_self="flex-start", max_width="100%")
+    image = widgets.Image(format="png", layout=natural_size)
 
     def update(_=None) -> None:
         buffer = io.BytesIO()
