@@ -13,8 +13,8 @@ def test_the_picture_follows_slice_outlines_and_window():
     controls, image = box.children[0].children, box.children[1]
     slider, outlines, window = controls
     assert (slider.min, slider.max) == (0, len(case.label) - 1)
-    seen = [image.value]
+    seen = [bytes(image.value)]
     for control, value in ((slider, 1), (outlines, False), (window, (window.min, (window.min + window.max) / 2))):
         control.value = value
-        seen.append(image.value)
+        seen.append(bytes(image.value))
     assert all(png.startswith(b"\x89PNG") for png in seen) and len(set(seen)) == 4
