@@ -36,7 +36,7 @@ def test_a_window_of_half_the_long_side_holds_the_heart(mirror):
     """On train and val: 128 of 256 pixels around the found centre contain the heart in all but two patients."""
     dataset, missed = open_dataset("acdc"), []
     patients = dataset.split.train + dataset.split.val
-    for patient in patients[::4]:
+    for patient in patients:
         case = dataset.load(dataset.patients[patient][0])
         half = max(case.spatial[1:]) / 4
         heart = np.argwhere(case.label.any(0))

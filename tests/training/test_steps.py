@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from lightning_fabric import Fabric
+from tiny import BUDGET, METHOD, SHORT, TASK, train
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from medcook import training
@@ -13,30 +14,7 @@ from medcook.data.transforms import NONE
 from medcook.errors import MedcookError
 from medcook.methods import Method, Supervised
 from medcook.tasks import Budget, Samples, Task
-from medcook.training import Fitted, Loop, batch_indices, fit, validation_dice
-
-METHOD = Supervised(channels=(4, 8))
-TASK = Task("embedded", labelled=2, evaluation="test")
-BUDGET = Budget(steps=12, batch=4, precision="float32", checks=3)
-SHORT = replace(BUDGET, steps=3, checks=0)
-BEHAVIOUR = {"loss": 1.0}
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    """Each test has a run cache of its own; fingerprints have their own tests."""
-    monkeypatch.setenv("MEDCOOK_CACHE", str(tmp_path))
-    monkeypatch.setattr(training, "behaviour", lambda method: BEHAVIOUR)
-
-
-@pytest.fixture(scope="module")
-def reference() -> Fitted:
-    """The run that nobody disturbed."""
-    return fit(METHOD, TASK, BUDGET, cache=False, progress=False)
-
-
-def train(method: Method = METHOD, task: Task = TASK, budget: Budget = SHORT, seed: int = 0) -> Fitted:
-    return fit(method, task, budget, seed, progress=False)
+from medcook.training import Loop, batch_indices, fit, validation_dice
 
 
 def test_a_loss_that_is_no_number_is_said(monkeypatch):

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny import BEHAVIOUR, BUDGET, METHOD, SHORT, TASK, train
 
 from medcook import tasks, training
 from medcook.data import splits
@@ -16,14 +17,7 @@ from medcook.data.datasets import Dataset
 from medcook.errors import MedcookError
 from medcook.methods import Method, Supervised
 from medcook.runs import RunFolder
-from medcook.tasks import Budget, Task
-from medcook.training import Fitted, fit
-
-METHOD = Supervised(channels=(4, 8))
-TASK = Task("embedded", labelled=2, evaluation="test")
-BUDGET = Budget(steps=12, batch=4, precision="float32", checks=3)
-SHORT = replace(BUDGET, steps=3, checks=0)
-BEHAVIOUR = {"loss": 1.0}
+from medcook.training import fit
 
 ELSEWHERE = f"""
 import sys, torch
@@ -41,23 +35,6 @@ training.behaviour = lambda method: {BEHAVIOUR!r}
 def elsewhere(code: str) -> subprocess.Popen:
     """Run code in another process, after the lines of ELSEWHERE."""
     return subprocess.Popen([sys.executable, "-c", ELSEWHERE + code], env=os.environ.copy())
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    """Each test has a run cache of its own; fingerprints have their own tests."""
-    monkeypatch.setenv("MEDCOOK_CACHE", str(tmp_path))
-    monkeypatch.setattr(training, "behaviour", lambda method: BEHAVIOUR)
-
-
-@pytest.fixture(scope="module")
-def reference() -> Fitted:
-    """The run that nobody disturbed."""
-    return fit(METHOD, TASK, BUDGET, cache=False, progress=False)
-
-
-def train(method: Method = METHOD, task: Task = TASK, budget: Budget = SHORT, seed: int = 0) -> Fitted:
-    return fit(method, task, budget, seed, progress=False)
 
 
 def same(one: dict[str, dict], other: dict[str, dict]) -> bool:
