@@ -19,7 +19,7 @@ from medcook.runs import write_atomically
 
 STEPS, BATCH = 20, 4
 TOLERANCE = 1e-3
-SOURCES = ("training.py", "methods.py", "losses.py", "preparation.py", "tasks.py", "networks", "data")
+SOURCES = ("training.py", "methods", "losses.py", "preparation.py", "tasks.py", "networks", "data")
 
 
 def behaviour(method: Method) -> dict[str, float]:

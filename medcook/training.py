@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from medcook.data.case import IGNORE, Case
 from medcook.errors import MedcookError
 from medcook.fingerprints import behaviour
-from medcook.methods import Batch, Method
+from medcook.methods import Batch, Method, Moment
 from medcook.networks import parameters
 from medcook.precision import resolve_precision
 from medcook.runs import RunFolder, content_key
@@ -56,7 +56,7 @@ class Fitted:
         self.nets.load_state_dict(self.weights[checkpoint])
         self.nets.eval()
         preparation = self.task.preparation
-        images = preparation.images(case).split(32)
+        images = preparation.images(case).split(16)
         return preparation.restore(torch.cat([self.method.predict(self.nets, part) for part in images]), case)
 
     def predict(self, case: Case, checkpoint: str = "last"):
@@ -146,6 +146,7 @@ class Loop:
         with torch.random.fork_rng(), bar:
             for step in range(state["step"], self.budget.steps):
                 clock.start()
+                now = Moment(step, self.budget.steps)
                 rng = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
                 torch.manual_seed(self.seed * 1_000_003 + step)
                 nets.train()
@@ -153,7 +154,7 @@ class Loop:
                 clock.loaded()
 
                 with fabric.autocast():
-                    loss = self.method.training_step(nets, labelled, unlabelled, step)
+                    loss = self.method.training_step(nets, labelled, unlabelled, now)
                 if not torch.isfinite(loss):
                     raise MedcookError(f"The loss became {loss.item()} at step {step}.", "Lower the learning rate.")
                 fabric.backward(loss)
@@ -161,7 +162,7 @@ class Loop:
                 optimiser.step()
                 optimiser.zero_grad(set_to_none=True)
                 schedule.step()
-                self.method.after_step(nets, step)
+                self.method.after_step(nets, now)
 
                 clock.stepped()
                 history["loss"].append(round(loss.item(), 5))
@@ -201,7 +202,7 @@ class Loop:
                 parts.append(None)
                 continue
             chosen = batch_indices(len(samples), size, step, self.seed)
-            batch = Batch(*fabric.to_device((samples.images[chosen], samples.labels[chosen])))
+            batch = Batch(*fabric.to_device((samples.images[chosen], samples.labels[chosen], chosen)))
             batch = self.method.augment(batch, rng)
             if samples is self.extra:  # what augmentation moved in from outside says nothing either
                 batch = batch._replace(labels=torch.full_like(batch.labels, IGNORE))
@@ -279,7 +280,7 @@ def validation_dice(method: Method, nets: nn.ModuleDict, val: Samples) -> float:
     """Mean Dice over cases and structures on the network's grid; a structure absent from both counts 1."""
     nets.eval()
     device = next(nets.parameters()).device
-    guess = torch.cat([method.predict(nets, part.to(device)).argmax(1).cpu() for part in val.images.split(32)])
+    guess = torch.cat([method.predict(nets, part.to(device)).argmax(1).cpu() for part in val.images.split(16)])
     classes = range(1, int(val.labels[val.labels != IGNORE].max()) + 1)
     scores = []
     for case in val.case_of.unique():

@@ -97,7 +97,7 @@ def hash_with(monkeypatch, changed: str) -> str:
     return found
 
 
-@pytest.mark.parametrize("name", ["training.py", "methods.py", "losses.py", "transforms.py", "unet.py", "embedded.py"])
+@pytest.mark.parametrize("name", ["training.py", "method.py", "losses.py", "transforms.py", "unet.py", "embedded.py"])
 def test_the_core_is_part_of_the_source(name, monkeypatch):
     assert hash_with(monkeypatch, name) != source_hash(Supervised)
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from medcook.data.transforms import Augment
-from medcook.methods import Batch, Method, Supervised, follow
+from medcook.methods import Batch, Method, Moment, Supervised, follow
 
 TINY = dict(channels=(4, 8))
 OTHER = dict(network="monai-unet", channels=(8, 16), rate=1e-4, decay=0.5, average=0.5, loss="dice")
@@ -52,7 +52,7 @@ def test_follow_copies_running_statistics(nets):
 def test_the_average_forgets_its_start(nets, step, decay):
     before = next(nets["average"].parameters()).clone()
     shifted(nets["model"], 1.0)
-    Supervised(**TINY).after_step(nets, step)
+    Supervised(**TINY).after_step(nets, Moment(step, 20_000))
     assert torch.allclose(next(nets["average"].parameters()), before + 1 - decay, atol=1e-5)
 
 
@@ -67,7 +67,7 @@ def test_the_average_predicts(nets):
 
 
 def test_the_loss_trains_the_model_alone(nets):
-    loss = Supervised(**TINY).training_step(nets, batch(), None, 0)
+    loss = Supervised(**TINY).training_step(nets, batch(), None, Moment(0, 1))
     loss.backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in nets["model"].parameters())
     assert not any(p.requires_grad for p in nets["average"].parameters())
@@ -75,7 +75,7 @@ def test_the_loss_trains_the_model_alone(nets):
 
 def test_the_loss_is_the_one_named(nets):
     both, *parts = (
-        Supervised(**TINY, loss=name).training_step(nets, batch(), None, 0).item()
+        Supervised(**TINY, loss=name).training_step(nets, batch(), None, Moment(0, 1)).item()
         for name in ("both", "cross-entropy", "dice")
     )
     assert both == pytest.approx(sum(parts), abs=1e-5)

@@ -29,14 +29,13 @@ class Augment:
 
     def __call__(self, images: Tensor, labels: Tensor | None, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """images (B, C, *size) float32, labels (B, *size) uint8 or None; both come back in the same shape."""
-        grid = F.affine_grid(self.affine(len(images), images.ndim - 2, rng), list(images.shape), align_corners=False)
-        grid = grid.to(images.device)
-        moved = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
-        if labels is not None:
-            labels = F.grid_sample(labels[:, None].float(), grid, mode="nearest", align_corners=False)[:, 0].to(
-                torch.uint8
-            )
-        return self.intensity(moved, rng), labels
+        images, labels = warp(images, labels, self.grid(images, rng))
+        return self.intensity(images, rng), labels
+
+    def grid(self, images: Tensor, rng: torch.Generator) -> Tensor:
+        """(B, *size, dims) where each output voxel looks in the input, -1 to 1, last axis first (see grid_sample)."""
+        matrix = self.affine(len(images), images.ndim - 2, rng)
+        return F.affine_grid(matrix, list(images.shape), align_corners=False).to(images.device)
 
     def affine(self, batch: int, dims: int, rng: torch.Generator) -> Tensor:
         """(batch, dims, dims + 1) random maps from output to input coordinates."""
@@ -60,6 +59,15 @@ class Augment:
         images = ((images - low) / span).pow(torch.exp(draw(self.gamma))) * span + low
         level = torch.rand(len(images), generator=rng).view(per_image).to(images.device) * self.noise
         return images + torch.randn(images.shape, generator=rng).to(images.device) * level
+
+
+def warp(images: Tensor, labels: Tensor | None, grid: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Images and labels on a grid of `Augment.grid`; what lies outside repeats the border, and has label 0."""
+    moved = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    if labels is not None:
+        labels = F.grid_sample(labels[:, None].float(), grid, mode="nearest", align_corners=False)[:, 0]
+        labels = labels.to(torch.uint8)
+    return moved, labels
 
 
 def _uniform(count: int, half_width: float, rng: torch.Generator) -> Tensor:

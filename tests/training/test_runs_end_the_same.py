@@ -49,11 +49,11 @@ def stop_at(step: int, stop, monkeypatch) -> list[int]:
     """Call `stop` in the training step of this number; the list returned grows by each step done."""
     done: list[int] = []
 
-    def training_step(self, nets, labelled, unlabelled, number):
-        if number == step:
+    def training_step(self, nets, labelled, unlabelled, now):
+        if now.step == step:
             stop()
-        done.append(number)
-        return Method.training_step(self, nets, labelled, unlabelled, number)
+        done.append(now.step)
+        return Method.training_step(self, nets, labelled, unlabelled, now)
 
     monkeypatch.setattr(Supervised, "training_step", training_step)
     return done

@@ -17,11 +17,29 @@ from medcook.losses import find_loss
 from medcook.networks import build_network
 
 
+class Moment(NamedTuple):
+    """Where a training stands: step 0, 1, ... of `steps`."""
+
+    step: int
+    steps: int
+
+    @property
+    def fraction(self) -> float:
+        """The share of the training that is over, 0 <= fraction < 1."""
+        return self.step / self.steps
+
+
 class Batch(NamedTuple):
-    """images (B, C, *size) float32 and labels (B, *size) uint8, on the training device."""
+    """images (B, C, *size) float32 and labels (B, *size) uint8, on the training device.
+
+    index  (B,) int64: which of the task's samples these are, for methods that remember something about each
+    grid   (B, *size, dims): where augmentation took each voxel from; kept by methods that ask for it
+    """
 
     images: Tensor
     labels: Tensor
+    index: Tensor | None = None
+    grid: Tensor | None = None
 
 
 @dataclass
@@ -52,15 +70,16 @@ class Method:
 
     def augment(self, batch: Batch, rng: torch.Generator) -> Batch:
         """A fresh view of a batch."""
-        return Batch(*self.augmentation(batch.images, batch.labels, rng))
+        images, labels = self.augmentation(batch.images, batch.labels, rng)
+        return batch._replace(images=images, labels=labels)
 
-    def training_step(self, nets: nn.ModuleDict, labelled: Batch, unlabelled: Batch | None, step: int) -> Tensor:
-        """The loss of one step."""
+    def training_step(self, nets: nn.ModuleDict, labelled: Batch, unlabelled: Batch | None, now: Moment) -> Tensor:
+        """The loss of one step; `unlabelled` is None where every patient has labels."""
         return find_loss(self.loss)(nets["model"](labelled.images).float(), labelled.labels)
 
-    def after_step(self, nets: nn.ModuleDict, step: int) -> None:
+    def after_step(self, nets: nn.ModuleDict, now: Moment) -> None:
         """Move the average towards the model; faster in the first steps, so that it forgets its random start."""
-        follow(nets["average"], nets["model"], min(self.average, (step + 1) / (step + 10)))
+        follow(nets["average"], nets["model"], min(self.average, (now.step + 1) / (now.step + 10)))
 
     def predict(self, nets: nn.ModuleDict, images: Tensor) -> Tensor:
         """Class probabilities (B, classes, *size) of prepared images."""

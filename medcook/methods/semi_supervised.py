@@ -1,0 +1,75 @@
+"""What semi-supervised methods share: a supervised part, an unsupervised part that ramps up, and perturbed views."""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from medcook.data.transforms import Augment
+from medcook.losses import find_loss
+from medcook.methods.method import Batch, Method, Moment
+
+
+@dataclass
+class SemiSupervised(Method):
+    """Labelled loss + weight * ramp-up * loss on unlabelled images; a subclass says what the latter is.
+
+    weight  of the unsupervised part at its full height
+    ramp    share of the training over which it rises
+    """
+
+    weight: float = 1.0
+    ramp: float = 0.4
+
+    uses_unlabelled = True
+
+    def training_step(self, nets: nn.ModuleDict, labelled: Batch, unlabelled: Batch | None, now: Moment) -> Tensor:
+        """One forward pass over both halves of the batch, so that batch normalisation sees both."""
+        if unlabelled is None:
+            return super().training_step(nets, labelled, None, now)
+        logits = nets["model"](torch.cat([labelled.images, self.view(unlabelled.images)])).float()
+        known, free = logits.split([len(labelled.images), len(unlabelled.images)])
+        rising = self.weight * ramp_up(now.fraction, self.ramp)
+        return find_loss(self.loss)(known, labelled.labels) + rising * self.unsupervised(nets, free, unlabelled, now)
+
+    def view(self, images: Tensor) -> Tensor:
+        """The perturbed unlabelled images that the student sees: with noise, unless a subclass says otherwise."""
+        return noisy(images)
+
+    def unsupervised(self, nets: nn.ModuleDict, logits: Tensor, unlabelled: Batch, now: Moment) -> Tensor:
+        """The loss of the student's logits (B, classes, *size) on unlabelled images."""
+        raise NotImplementedError
+
+
+def ramp_up(fraction: float, length: float) -> float:
+    """exp(-5 (1 - t)^2) with t = fraction / length, 1 from `length` on (Laine and Aila, ICLR 2017)."""
+    return math.exp(-5 * (1 - min(1.0, fraction / length)) ** 2) if length > 0 else 1.0
+
+
+def noisy(images: Tensor, level: float = 0.1) -> Tensor:
+    """Gaussian noise of `level` standard deviations, cut off at two of them."""
+    return images + (torch.randn_like(images) * level).clamp(-2 * level, 2 * level)
+
+
+def boxes(count: int, size: tuple[int, ...], side: float) -> Tensor:
+    """(count, *size) bool masks, each True inside one box of `side` (a share of every axis) at a random place."""
+    inside = torch.ones(count, *size, dtype=torch.bool)
+    for axis, length in enumerate(size):
+        extent = max(1, round(side * length))
+        start = torch.randint(0, length - extent + 1, (count, 1))
+        position = torch.arange(length)
+        along = (position >= start) & (position < start + extent)
+        inside &= along.view(count, *(length if a == axis else 1 for a in range(len(size))))
+    return inside
+
+
+STRONG = replace(Augment(), gamma=0.7, contrast=0.7, brightness=0.6, noise=0.3)
+
+
+def strong(images: Tensor, side: float = 0.3) -> Tensor:
+    """A strongly perturbed view on the same grid: grey values changed twice as hard, one box of each image blanked."""
+    rng = torch.Generator().manual_seed(int(torch.randint(2**31, (1,))))
+    changed = STRONG.intensity(images, rng)
+    hole = boxes(len(images), tuple(images.shape[2:]), side).to(images.device)
+    return changed.masked_fill(hole[:, None], 0.0)

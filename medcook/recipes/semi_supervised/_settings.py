@@ -1,0 +1,12 @@
+"""What every recipe of the chapter shares, so that nobody gets more than another."""
+
+from medcook.recipes.recipe import Scale
+from medcook.tasks import Budget, Task
+
+LABELLED = 3
+"""Labelled patients in the recipes: the literature's 5% of acdc."""
+
+QUICK = Scale(Task("embedded", labelled=LABELLED), Budget(steps=40, batch=8, checks=2), replicates=1)
+FULL = Scale(Task("acdc", labelled=LABELLED, evaluation="test"), Budget(steps=320, batch=8, checks=4), replicates=3)
+
+SCALES = {"quick": QUICK, "full": FULL}
