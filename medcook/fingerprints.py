@@ -40,7 +40,7 @@ def fingerprint(method: Method) -> dict[str, float]:
     from medcook.training import Loop, threads, validation_dice
 
     task = Task("embedded", labelled=2)
-    budget = Budget(steps=STEPS, batch=2 * BATCH if method.uses_unlabelled else BATCH, precision="float32", checks=0)
+    budget = Budget(steps=STEPS, batch=BATCH, precision="float32", checks=0)
     extra = task.samples("unlabelled") if method.uses_unlabelled else None
     with threads(1):
         loop = Loop(method, task, budget, "float32", 0, task.samples("labelled"), extra, None, progress=False)

@@ -18,6 +18,7 @@ from medcook.preparation import Preparation, preparation_for
 class Budget:
     """What one training run may use. Steps, not seconds: seconds are reported.
 
+    batch      labelled images a step; methods that use unlabelled images get as many of those on top
     precision  `auto` takes bfloat16 only where it was timed to be faster on this machine
     checks     how often the validation cases are looked at during training
     """

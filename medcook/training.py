@@ -194,14 +194,13 @@ class Loop:
         return Fitted(self.method, self.task, nets.cpu(), weights, history, cost)
 
     def batches(self, step: int, rng: torch.Generator, fabric: Fabric) -> tuple[Batch, Batch | None]:
-        """The augmented batch of a step; with unlabelled data, half of it is unlabelled."""
-        size = self.budget.batch // 2 if self.extra else self.budget.batch
+        """The augmented batch of a step: labelled images and, for methods that use them, as many unlabelled ones."""
         parts = []
         for samples in (self.train, self.extra):
             if samples is None:
                 parts.append(None)
                 continue
-            chosen = batch_indices(len(samples), size, step, self.seed)
+            chosen = batch_indices(len(samples), self.budget.batch, step, self.seed)
             batch = Batch(*fabric.to_device((samples.images[chosen], samples.labels[chosen], chosen)))
             batch = self.method.augment(batch, rng)
             if samples is self.extra:  # what augmentation moved in from outside says nothing either

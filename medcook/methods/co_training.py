@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from medcook.losses import find_loss
 from medcook.methods.method import Batch, Moment
-from medcook.methods.semi_supervised import SemiSupervised, ramp_up
+from medcook.methods.semi_supervised import SemiSupervised
 from medcook.networks import build_network
 
 
@@ -27,6 +27,8 @@ class CrossPseudoSupervision(SemiSupervised):
 
     def training_step(self, nets: nn.ModuleDict, labelled: Batch, unlabelled: Batch | None, now: Moment) -> Tensor:
         """Both networks learn the labels, and each learns what the other says of the unlabelled images (eq. 1 to 3)."""
+        if now.fraction < self.start:
+            unlabelled = None
         count = len(labelled.images)
         images = labelled.images if unlabelled is None else torch.cat([labelled.images, unlabelled.images])
         first, second = (nets[name](images).float() for name in ("model", "second"))
@@ -34,8 +36,7 @@ class CrossPseudoSupervision(SemiSupervised):
         supervised = loss(first[:count], labelled.labels) + loss(second[:count], labelled.labels)
         if unlabelled is None:
             return supervised
-        rising = self.weight * ramp_up(now.fraction, self.ramp)
-        return supervised + rising * cross_supervision(first[count:], second[count:])
+        return supervised + self.rising(now) * cross_supervision(first[count:], second[count:])
 
 
 def cross_supervision(first: Tensor, second: Tensor) -> Tensor:

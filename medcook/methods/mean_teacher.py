@@ -43,7 +43,7 @@ class UncertaintyAwareMeanTeacher(MeanTeacher):
     def unsupervised(self, nets: nn.ModuleDict, logits: Tensor, unlabelled: Batch, now: Moment) -> Tensor:
         """Mean squared difference over the voxels on which the teacher's votes agree (eq. 4)."""
         mean, entropy = self.vote(nets, unlabelled.images)
-        limit = (0.75 + 0.25 * ramp_up(now.fraction, 1.0)) * math.log(mean.shape[1])
+        limit = (0.75 + 0.25 * ramp_up(now.fraction - self.start, 1 - self.start)) * math.log(mean.shape[1])
         sure = (entropy < limit)[:, None].float()
         difference = squared_difference(logits, self.teach(nets, unlabelled.images))
         return (sure * difference).sum() / (sure.sum() * logits.shape[1]).clamp_min(1)

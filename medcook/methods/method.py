@@ -61,7 +61,7 @@ class Method:
     augmentation: Augment = field(default_factory=Augment)
 
     uses_unlabelled = False
-    """Whether half of every batch is unlabelled; a class attribute, set by semi-supervised methods."""
+    """Whether a step also gets unlabelled images; a class attribute, set by semi-supervised methods."""
 
     def build(self, inputs: int, classes: int, dims: int) -> nn.ModuleDict:
         """The networks: `model` is trained, `average` follows it and predicts."""

@@ -13,25 +13,31 @@ from medcook.methods.method import Batch, Method, Moment
 
 @dataclass
 class SemiSupervised(Method):
-    """Labelled loss + weight * ramp-up * loss on unlabelled images; a subclass says what the latter is.
+    """Labels alone at first; then labelled loss + weight * ramp-up * loss on unlabelled images.
 
     weight  of the unsupervised part at its full height
-    ramp    share of the training over which it rises
+    start   share of the training that uses labels alone, so that there is something to teach
+    ramp    share of the training over which the unsupervised part then rises
     """
 
     weight: float = 1.0
-    ramp: float = 0.4
+    start: float = 0.5
+    ramp: float = 0.2
 
     uses_unlabelled = True
 
     def training_step(self, nets: nn.ModuleDict, labelled: Batch, unlabelled: Batch | None, now: Moment) -> Tensor:
-        """One forward pass over both halves of the batch, so that batch normalisation sees both."""
-        if unlabelled is None:
+        """One forward pass over labelled and unlabelled images, so that batch normalisation sees both."""
+        if unlabelled is None or now.fraction < self.start:
             return super().training_step(nets, labelled, None, now)
         logits = nets["model"](torch.cat([labelled.images, self.view(unlabelled.images)])).float()
         known, free = logits.split([len(labelled.images), len(unlabelled.images)])
-        rising = self.weight * ramp_up(now.fraction, self.ramp)
-        return find_loss(self.loss)(known, labelled.labels) + rising * self.unsupervised(nets, free, unlabelled, now)
+        supervised = find_loss(self.loss)(known, labelled.labels)
+        return supervised + self.rising(now) * self.unsupervised(nets, free, unlabelled, now)
+
+    def rising(self, now: Moment) -> float:
+        """The weight of the unsupervised part at this moment."""
+        return self.weight * ramp_up(now.fraction - self.start, self.ramp)
 
     def view(self, images: Tensor) -> Tensor:
         """The perturbed unlabelled images that the student sees: with noise, unless a subclass says otherwise."""
@@ -42,9 +48,11 @@ class SemiSupervised(Method):
         raise NotImplementedError
 
 
-def ramp_up(fraction: float, length: float) -> float:
-    """exp(-5 (1 - t)^2) with t = fraction / length, 1 from `length` on (Laine and Aila, ICLR 2017)."""
-    return math.exp(-5 * (1 - min(1.0, fraction / length)) ** 2) if length > 0 else 1.0
+def ramp_up(time: float, length: float) -> float:
+    """exp(-5 (1 - t)^2) with t = time / length: 0 before time 0, 1 from `length` on (Laine and Aila, ICLR 2017)."""
+    if time < 0:
+        return 0.0
+    return math.exp(-5 * (1 - time / length) ** 2) if time < length else 1.0
 
 
 def noisy(images: Tensor, level: float = 0.1) -> Tensor:
