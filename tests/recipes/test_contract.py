@@ -81,10 +81,12 @@ def test_one_step_of_every_arm_learns(recipe):
         batch = method.augment(Batch(labels[:, None].float(), labels), rng)
         nets = method.build(1, task.classes, dims)
         unlabelled = batch._replace(labels=torch.full_like(batch.labels, 255)) if method.uses_unlabelled else None
-        loss = method.training_step(nets, batch, unlabelled, Moment(0, 10))
-        loss.backward()
-        assert torch.isfinite(loss)
-        gradients = [p.grad for p in nets.parameters() if p.requires_grad]
-        assert any(g is not None and g.abs().max() > 0 for g in gradients)
-        method.after_step(nets, Moment(0, 10))
+        for now in (Moment(0, 10), Moment(9, 10)):
+            nets.zero_grad()
+            loss = method.training_step(nets, batch, unlabelled, now)
+            loss.backward()
+            assert torch.isfinite(loss)
+            gradients = [p.grad for p in nets.parameters() if p.requires_grad]
+            assert any(g is not None and g.abs().max() > 0 for g in gradients)
+            method.after_step(nets, now)
         assert method.predict(nets.eval(), batch.images).shape == (2, task.classes, *labels.shape[1:])
