@@ -202,10 +202,19 @@ def _run(recipe, profile: str, arm: str, number: int, progress: bool) -> None:
 def _score(fitted, task, reason: str) -> tuple[dict[str, pd.DataFrame], dict | None]:
     """({checkpoint: table}, reads of the test set): on the patients that the task says it is evaluated on."""
     predictors = {name: partial(fitted.predict, checkpoint=name) for name in fitted.weights}
+    same = "selected" in predictors and _same(fitted.weights["last"], fitted.weights["selected"])
+    if same:  # the last look at the validation cases was the best
+        del predictors["selected"]
     if task.evaluation == "test":
         tables = evaluation.evaluate_test_many(predictors, task.data, reason)
-        return tables, tables["last"].attrs["reads"]
-    return evaluation.evaluate_many(predictors, task.data, task.val_patients), None
+        reads = tables["last"].attrs["reads"]
+    else:
+        tables, reads = evaluation.evaluate_many(predictors, task.data, task.val_patients), None
+    return tables | ({"selected": tables["last"]} if same else {}), reads
+
+
+def _same(one: dict, other: dict) -> bool:
+    return all(bool((one[name] == other[name]).all()) for name in one)
 
 
 def data_kind(task) -> str:

@@ -50,14 +50,16 @@ class Fitted:
 
     @torch.no_grad()
     def probabilities(self, case: Case, checkpoint: str = "last") -> Tensor:
-        """Class probabilities (classes, *spatial) float32 on the case's own grid."""
+        """Class probabilities (classes, *spatial) float32 on the case's own grid, in the precision of the training."""
         if checkpoint not in self.weights:
             raise MedcookError(f"This run kept no {checkpoint!r} checkpoint.", f"It has: {', '.join(self.weights)}.")
         self.nets.load_state_dict(self.weights[checkpoint])
         self.nets.eval()
         preparation = self.task.preparation
         images = preparation.images(case).split(16)
-        return preparation.restore(torch.cat([self.method.predict(self.nets, part) for part in images]), case)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.cost["precision"] == "bfloat16"):
+            prepared = torch.cat([self.method.predict(self.nets, part) for part in images])
+        return preparation.restore(prepared.float(), case)
 
     def predict(self, case: Case, checkpoint: str = "last"):
         """Label map (*spatial) uint8 on the case's own grid."""

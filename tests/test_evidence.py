@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from medcook import evidence, fingerprints, paths, records, training
 from medcook.data.case import Case
@@ -60,7 +61,7 @@ class ToyMethod:
 class ToyFitted:
     method: ToyMethod
     seed: int
-    weights: dict = field(default_factory=lambda: {"last": None})
+    weights: dict = field(default_factory=lambda: {"last": {}})
     key: str = "key"
     cost: dict = field(default_factory=lambda: {"steps": 3, "seconds": 1.5, "device": "cpu"})
     history: dict = field(default_factory=lambda: {"loss": [1.0] * 100, "val_step": [50], "val_dice": [0.5]})
@@ -91,8 +92,8 @@ def world(tmp_path, monkeypatch):
 
     def fit(method, task, budget, seed, progress=True):
         fitted.append((method, seed))
-        extra = {"selected": None} if task.evaluation == "test" else {}
-        return ToyFitted(method, seed, weights={"last": None} | extra)
+        extra = {"selected": {}} if task.evaluation == "test" else {}
+        return ToyFitted(method, seed, weights={"last": {}} | extra)
 
     monkeypatch.setattr(paths, "EVIDENCE", tmp_path)
     monkeypatch.setattr(training, "fit", fit)
@@ -286,3 +287,19 @@ def test_the_environment_is_recorded():
 def test_simulated_data_is_called_so(monkeypatch):
     monkeypatch.setattr(Toy, "manifest", SimpleNamespace(name="toy", structures={1: "square"}, simulated=True))
     assert reproduce(make_recipe()).data == "simulated"
+
+
+@pytest.mark.parametrize("last_is_best", [True, False])
+def test_a_selected_checkpoint_that_is_the_last_is_not_scored_twice(last_is_best):
+    asked = []
+
+    class Counting(ToyFitted):
+        def predict(self, case, checkpoint="last"):
+            asked.append(checkpoint)
+            return super().predict(case, checkpoint)
+
+    states = {"last": {"w": torch.zeros(2)}, "selected": {"w": torch.full((2,), 0.0 if last_is_best else 1.0)}}
+    fitted = Counting(ToyMethod(), 0, weights=states)
+    tables, reads = evidence._score(fitted, ToyTask(), "a reason")
+    assert set(tables) == {"last", "selected"} and reads is None
+    assert set(asked) == ({"last"} if last_is_best else {"last", "selected"})

@@ -75,7 +75,7 @@ def test_batches_are_augmented():
     assert not torch.equal(batch(METHOD).labels, train.labels[chosen])
 
 
-def test_half_of_a_batch_is_unlabelled_where_the_method_asks(monkeypatch):
+def test_a_step_gets_as_many_unlabelled_images_where_the_method_asks(monkeypatch):
     seen = []
 
     class Semi(Supervised):
@@ -88,7 +88,7 @@ def test_half_of_a_batch_is_unlabelled_where_the_method_asks(monkeypatch):
     task = Task("embedded", labelled=len(TASK.data.split.train) - 1)
     fit(Semi(channels=(4, 8)), task, SHORT, cache=False, progress=False)
     labelled, unlabelled = seen[0]
-    assert len(labelled.images) == len(unlabelled.images) == 2
+    assert len(labelled.images) == len(unlabelled.images) == SHORT.batch
     assert not (labelled.labels == IGNORE).any() and (unlabelled.labels == IGNORE).all()
     assert len(seen) == SHORT.steps
 
