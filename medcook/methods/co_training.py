@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medcook.losses import find_loss
 from medcook.methods.method import Batch, Moment
-from medcook.methods.semi_supervised import SemiSupervised
+from medcook.methods.semi_supervised import SemiSupervised, forgetful
 from medcook.networks import build_network
 
 
@@ -27,16 +26,18 @@ class CrossPseudoSupervision(SemiSupervised):
 
     def training_step(self, nets: nn.ModuleDict, labelled: Batch, unlabelled: Batch | None, now: Moment) -> Tensor:
         """Both networks learn the labels, and each learns what the other says of the unlabelled images (eq. 1 to 3)."""
-        if now.fraction < self.start:
-            unlabelled = None
-        count = len(labelled.images)
-        images = labelled.images if unlabelled is None else torch.cat([labelled.images, unlabelled.images])
-        first, second = (nets[name](images).float() for name in ("model", "second"))
-        loss = find_loss(self.loss)
-        supervised = loss(first[:count], labelled.labels) + loss(second[:count], labelled.labels)
-        if unlabelled is None:
+        first, second, loss = nets["model"], nets["second"], find_loss(self.loss)
+        supervised = sum(loss(net(labelled.images).float(), labelled.labels) for net in (first, second))
+        if unlabelled is None or now.fraction < self.start:
             return supervised
-        return supervised + self.rising(now) * cross_supervision(first[count:], second[count:])
+        with forgetful(first), forgetful(second):
+            views = (self.view(unlabelled.images), self.view(unlabelled.images))
+            answers = (net(view).float() for net, view in zip((first, second), views, strict=True))
+            return supervised + self.rising(now) * cross_supervision(*answers)
+
+    def view(self, images: Tensor) -> Tensor:
+        """Both networks see the images as they are: what differs is where they started."""
+        return images
 
 
 def cross_supervision(first: Tensor, second: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """What every recipe of the chapter shares, so that nobody gets more than another."""
 
+from medcook.methods import Supervised
+from medcook.methods.semi_supervised import NARROW
 from medcook.recipes.recipe import Scale
 from medcook.tasks import Budget, Task
 
@@ -7,6 +9,9 @@ LABELLED = 3
 """Labelled patients in the recipes: the literature's 5% of acdc."""
 
 QUICK = Scale(Task("embedded", labelled=LABELLED), Budget(steps=40, batch=8, checks=2), replicates=1)
-FULL = Scale(Task("acdc", labelled=LABELLED, evaluation="test"), Budget(steps=240, batch=8, checks=4), replicates=3)
+FULL = Scale(Task("acdc", labelled=LABELLED, evaluation="test"), Budget(steps=400, batch=8, checks=4), replicates=3)
+
+SUPERVISED = Supervised(channels=NARROW)
+"""The baseline: the same network on the labels alone, for the same steps."""
 
 SCALES = {"quick": QUICK, "full": FULL}

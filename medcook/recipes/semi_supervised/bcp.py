@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from medcook.data import IGNORE
 from medcook.losses import find_loss
 from medcook.methods import Batch, MeanTeacher, Moment
-from medcook.methods.semi_supervised import boxes
+from medcook.methods.semi_supervised import boxes, forgetful
 from medcook.recipes.recipe import Arm, Component, Recipe
 from medcook.recipes.semi_supervised._settings import SCALES
 
@@ -46,9 +46,7 @@ class BCP(MeanTeacher):
         labels = largest_parts(self.teach(nets, unlabelled.images).argmax(1).to(torch.uint8))
         unlabelled = unlabelled._replace(labels=labels)
         if not self.mix:
-            logits = nets["model"](torch.cat([labelled.images, unlabelled.images])).float().chunk(2)
-            loss = find_loss(self.loss)
-            return loss(logits[0], labelled.labels) + self.pseudo * loss(logits[1], unlabelled.labels)
+            return self.unmixed_loss(nets["model"], labelled, unlabelled)
         box = self.boxes(labelled.images)
         inward = copy_paste(labelled.images, unlabelled.images, box)
         outward = copy_paste(unlabelled.images, labelled.images, box)
@@ -70,6 +68,13 @@ class BCP(MeanTeacher):
         loss = find_loss(self.loss)
         known, guessed = labels.masked_fill(~box, IGNORE), pseudo.masked_fill(box, IGNORE)
         return loss(logits, known) + self.pseudo * loss(logits, guessed)
+
+    def unmixed_loss(self, model: nn.Module, labelled: Batch, unlabelled: Batch) -> Tensor:
+        """Labels and pseudo-labels, each for the image they belong to."""
+        loss = find_loss(self.loss)
+        known = loss(model(labelled.images).float(), labelled.labels)
+        with forgetful(model):
+            return known + self.pseudo * loss(model(unlabelled.images).float(), unlabelled.labels)
 
     def boxes(self, images: Tensor) -> Tensor:
         """One random box an image, (B, *size) bool."""

@@ -11,16 +11,15 @@ from medcook.methods import (
     FixMatch,
     MeanTeacher,
     Method,
-    Supervised,
     UncertaintyAwareMeanTeacher,
 )
 from medcook.recipes.recipe import Arm, Recipe
-from medcook.recipes.semi_supervised._settings import FULL, QUICK
+from medcook.recipes.semi_supervised._settings import FULL, QUICK, SUPERVISED
 from medcook.recipes.semi_supervised.bcp import BCP
 
 COUNTS = (3, 7, 14)
 METHODS: dict[str, Method] = {
-    "supervised": Supervised(),
+    "supervised": SUPERVISED,
     "mean teacher": MeanTeacher(),
     "uncertainty-aware": UncertaintyAwareMeanTeacher(),
     "cross pseudo": CrossPseudoSupervision(),
@@ -39,7 +38,7 @@ recipe = Recipe(
     paper="few-labels",
     title="Every semi-supervised method on the same few labels",
     claim="With three labelled patients, mean teacher beats training on the labels alone.",
-    arms={ALL_LABELS: Arm(Supervised(), {"labelled": 70})}
+    arms={ALL_LABELS: Arm(SUPERVISED, {"labelled": 70})}
     | {arm_name(name, count): Arm(method, {"labelled": count}) for count in COUNTS for name, method in METHODS.items()},
     compare=("mean teacher, 3", "supervised, 3"),
     replicate="draw",
