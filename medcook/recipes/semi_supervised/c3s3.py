@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from medcook.losses import cross_entropy, find_loss, soft_dice
 from medcook.methods import Batch, CrossPseudoSupervision, MeanTeacher, Moment
 from medcook.methods.mean_teacher import squared_difference
-from medcook.methods.semi_supervised import noisy
+from medcook.methods.semi_supervised import forgetful, noisy
 from medcook.recipes.recipe import Arm, Component, Recipe
 from medcook.recipes.semi_supervised._settings import SCALES
 
@@ -50,12 +50,15 @@ class C3S3(CrossPseudoSupervision):
         """Each network sees its own noisy view of the unlabelled images."""
         if unlabelled is None or now.fraction < self.start:
             return super().training_step(nets, labelled, None, now)
-        views = [torch.cat([labelled.images, noisy(unlabelled.images)]) for _ in range(2)]
-        both = [nets["model"], nets["second"]]
-        features = [net.features(view) for net, view in zip(both, views, strict=True)]
-        logits = [net.head(each).float() for net, each in zip(both, features, strict=True)]
-        sizes = [len(labelled.images), len(unlabelled.images)]
-        known, free = zip(*(each.split(sizes) for each in logits), strict=True)
+        features, logits, known, free = [], [], [], []
+        for net in (nets["model"], nets["second"]):
+            seen = net.features(labelled.images)
+            known.append(net.head(seen).float())
+            with forgetful(net):
+                unseen = net.features(noisy(unlabelled.images))
+            free.append(net.head(unseen).float())
+            features.append(torch.cat([seen, unseen]))
+            logits.append(torch.cat([known[-1], free[-1]]))
         loss = find_loss(self.loss)
         supervised = loss(known[0], labelled.labels) + loss(known[1], labelled.labels)
         unsupervised = self.competition(known, labelled.labels, free) + consistency(*free)
@@ -63,7 +66,7 @@ class C3S3(CrossPseudoSupervision):
             unsupervised = unsupervised + self.contrast * self.selection(nets["projectors"], features, logits)
         return supervised + self.rising(now) * unsupervised
 
-    def competition(self, known: tuple[Tensor, ...], labels: Tensor, free: tuple[Tensor, ...]) -> Tensor:
+    def competition(self, known: list[Tensor], labels: Tensor, free: list[Tensor]) -> Tensor:
         """The loser's loss: logits on labelled images decide which network that is, those on unlabelled ones teach."""
         first, second = free
         if not self.compete:

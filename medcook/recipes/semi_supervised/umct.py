@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from medcook.losses import find_loss
 from medcook.methods import Batch, MeanTeacher, Method, Moment, Supervised
+from medcook.methods.semi_supervised import forgetful
 from medcook.networks import build_network
 from medcook.recipes.baseline.unet_hippocampus import MILD
 from medcook.recipes.recipe import Arm, Component, Recipe, Scale
@@ -127,16 +128,14 @@ class UMCT(MultiView):
 
     def training_step(self, nets: nn.ModuleDict, labelled: Batch, unlabelled: Batch | None, now: Moment) -> Tensor:
         """Every view learns the labels and what the others, weighted by their confidence, say of the rest."""
-        if unlabelled is None:
-            return super().training_step(nets, labelled, None, now)
-        count, loss = len(labelled.images), find_loss(self.loss)
-        seen = self.features(nets["model"], torch.cat([labelled.images, unlabelled.images]))
-        logits = self.logits(nets["model"], seen)
-        supervised = sum(loss(one[:count], labelled.labels) for one in logits)
-        if now.fraction < self.start:
+        supervised = super().training_step(nets, labelled, None, now)
+        if unlabelled is None or now.fraction < self.start:
             return supervised
-        targets = self.targets(nets["model"], [one[count:] for one in seen])
-        return supervised + self.weight * sum(soft_loss(one[count:], y) for one, y in zip(logits, targets, strict=True))
+        with forgetful(nets["model"]):
+            seen = self.features(nets["model"], unlabelled.images)
+            logits = self.logits(nets["model"], seen)
+        targets = self.targets(nets["model"], seen)
+        return supervised + self.weight * sum(soft_loss(*pair) for pair in zip(logits, targets, strict=True))
 
     def targets(self, model: nn.ModuleList, seen: list[Tensor]) -> Tensor:
         """Pseudo-labels (views, B, classes, *size) in the common frame, from the features of every view."""
