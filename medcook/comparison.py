@@ -11,7 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from medcook import plots, statistics
-from medcook.records import Summary
+from medcook.records import Comparison, Summary
+from medcook.teaching import NO_BREAK, with_interval
+from medcook.verdicts import LOWER_IS_BETTER
 
 REFERENCES = ("supervised", "mean teacher")
 
@@ -62,6 +64,27 @@ def _against(part: pd.DataFrame, other: pd.DataFrame, reference: str, metric: st
     return dict(zip(names, (found.effect, found.low, found.high, found.p), strict=True))
 
 
+def readable(table: pd.DataFrame, summary: Summary, references: Sequence[str] = REFERENCES) -> pd.DataFrame:
+    """The table of `compare_methods` for reading: intervals in brackets, p after Holm, cost from the summary."""
+    lines = []
+    for (labelled, method), row in table.iterrows():
+        line = {"labelled": labelled, "method": method, "Dice": with_interval(row["mean"], row["low"], row["high"])}
+        for name in references:
+            tested = row[f"p {name}"] == row[f"p {name}"]
+            effect = with_interval(row[f"against {name}"], row[f"low {name}"], row[f"high {name}"], sign=True)
+            line[f"− {name}"] = effect if tested else "–"
+            line[f"p, {name}"] = f"{row[f'Holm p {name}']:.2g}" if tested else "–"
+        arm = summary.arms[f"{method}, {labelled}"]
+        line |= {
+            "val-selected": "–" if arm.selected is None else f"{arm.selected:.3f}",
+            "HD95, pixels": f"{row['hd95']:.1f}",
+            "missed": f"{row['missed']} of {row['rows']}".replace(" ", NO_BREAK),
+            "seconds": round(arm.cost["seconds"]),
+        }
+        lines.append(line)
+    return pd.DataFrame(lines).set_index(["labelled", "method"])
+
+
 def comparison_figure(frame: pd.DataFrame, summary: Summary, ceiling: str, metric: str = "dice") -> Figure:
     """A panel a method: its mean and 95% band over the labelled patients, the supervised baseline's in grey behind it.
 
@@ -96,6 +119,45 @@ def comparison_figure(frame: pd.DataFrame, summary: Summary, ceiling: str, metri
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, fontsize=8)
     return plots.credit(figure, summary.dataset)
+
+
+def forest(summaries: Sequence[Summary]) -> Figure:
+    """What each paper's method gains over its comparator (squares) and over itself without the claimed ingredient
+    (circles), with 95% intervals; right of zero is better. Dice and distances stand apart."""
+    groups = {
+        "Dice": [s for s in summaries if s.metric not in LOWER_IS_BETTER],
+        "distance": [s for s in summaries if s.metric in LOWER_IS_BETTER],
+    }
+    groups = {name: members for name, members in groups.items() if members}
+    heights = [len(members) for members in groups.values()]
+    options = dict(height_ratios=heights, squeeze=False)
+    figure, grid = plots.panels(len(groups), 1, size=(8, 1.2 + 0.55 * sum(heights)), **options)
+    for axes, (name, members) in zip(grid[:, 0], groups.items(), strict=True):
+        axes.axvline(0, color="0.6", linewidth=1)
+        for row, summary in enumerate(members):
+            for part, offset, marker, number in ((summary.comparison, -0.13, "s", 0), (summary.ablation, 0.13, "o", 1)):
+                if part:
+                    _gain(axes, part, summary.metric, row + offset, marker, plots.colour(number))
+        axes.set_yticks(range(len(members)), [f"{s.paper}\n{s.comparison.b}" for s in members], fontsize=8)
+        axes.set_ylim(len(members) - 0.5, -0.5)
+        unit = "Dice" if name == "Dice" else f"{members[0].unit or 'pixels'} of distance saved"
+        axes.set_xlabel(f"gain, {unit}", fontsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    handles = [
+        Line2D([], [], color=plots.colour(0), marker="s", label="over the comparator named under the paper"),
+        Line2D([], [], color=plots.colour(1), marker="o", label="over itself without the claimed ingredient"),
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False, fontsize=8)
+    return plots.credit(figure, *dict.fromkeys(summary.dataset for summary in summaries))
+
+
+def _gain(axes, part: Comparison, metric: str, height: float, marker: str, colour: str) -> None:
+    sign = -1 if metric in LOWER_IS_BETTER else 1
+    ends = [part.effect if end is None else end for end in (part.low, part.high)]
+    low, high = sorted(sign * end for end in ends)
+    effect = sign * part.effect
+    bars = [[max(0, effect - low)], [max(0, high - effect)]]
+    axes.errorbar(effect, height, xerr=bars, fmt=marker, color=colour, capsize=2, markersize=5, linewidth=1.3)
 
 
 def _curve(axes, rows: pd.DataFrame, metric: str, colour: str) -> None:

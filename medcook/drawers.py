@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from medcook.comparison import comparison_figure
 from medcook.figures import draws
 from medcook.plots import PALETTE, colour, credit, dice_against_labels, panels
 from medcook.records import Summary
@@ -68,3 +69,9 @@ def structures_figure(summary: Summary, frame: pd.DataFrame) -> Figure:
     )
     axes.spines[["top", "right"]].set_visible(False)
     return credit(figure, summary.dataset)
+
+
+@draws("few-labels")
+def few_labels_figure(summary: Summary, frame: pd.DataFrame) -> Figure:
+    """The evidence of `few-labels`: every method against the supervised baseline."""
+    return comparison_figure(frame, summary, "all labels", summary.metric)

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from medcook.data import Case
 from medcook.data.intensity import window as ct_window
 from medcook.data.manifests import Manifest
+from medcook.film import Film, draw_frame, error_handles
 from medcook.plots import as_slices, show_slice
 
 
@@ -49,6 +50,22 @@ def window_viewer(plane: np.ndarray, *, aspect: float = 1.0) -> widgets.VBox:
         return figure
 
     return live(draw, level, width)
+
+
+def film_viewer(film: Film) -> widgets.VBox:
+    """Watch the pseudo-label of an image change while the training goes on; errors are filled (see `film.strip`)."""
+    frame = widgets.SelectionSlider(options=[(f"step {s}", k) for k, s in enumerate(film.steps)], description="after")
+    number = widgets.IntSlider(film.most_biased(), 0, len(film.images) - 1, description="image")
+
+    def draw(frame: int, number: int) -> Figure:
+        figure = Figure(figsize=(7.6, 4.2), layout="constrained")
+        truth, guess = figure.subplots(1, 2)
+        show_slice(truth, film.images[number, 0].numpy(), film.labels[number].numpy(), title="hidden truth")
+        draw_frame(guess, film, number, frame)
+        figure.legend(handles=error_handles(), loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+        return figure
+
+    return live(draw, frame, number)
 
 
 def live(draw: Callable[..., Figure], *controls: widgets.ValueWidget) -> widgets.VBox:

@@ -1,5 +1,7 @@
 """Bidirectional copy-paste: one mask mixes images and labels, and what pseudo-labels teach weighs half."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -84,10 +86,21 @@ def test_what_pseudo_labels_teach_weighs_half():
     labels, pseudo = batch(0).labels, batch(1).labels
     box = torch.zeros(3, 12, 12, dtype=torch.bool)
     box[:, :6] = True
-    found = BCP(**TINY).mixed_loss(logits, labels, pseudo, box)
+    found = BCP(**TINY).mixed_loss(logits, labels, pseudo, box, 0.5)
     known = cross_entropy_and_dice(logits[:, :, :6], labels[:, :6])
     guessed = cross_entropy_and_dice(logits[:, :, 6:], pseudo[:, 6:])
     assert found.item() == pytest.approx((known + 0.5 * guessed).item(), rel=1e-5)
+
+
+@pytest.mark.component("mixed supervision")
+@pytest.mark.parametrize(("now", "weight"), [(Moment(99, 100), 0.5), (Moment(50, 100), 0.5 * math.exp(-5))])
+@pytest.mark.parametrize("mix", [True, False])
+def test_the_weight_of_pseudo_labels_rises_to_a_half(mix, now, weight):
+    given, method = [], BCP(**TINY, mix=mix)
+    name = "mixed_loss" if mix else "unmixed_loss"
+    setattr(method, name, lambda *arguments: given.append(arguments[-1]) or torch.zeros(()))
+    method.training_step(nn.ModuleDict({"model": Recording(), "average": Recording()}), batch(0), unlabelled(1), now)
+    assert given and all(one == pytest.approx(weight) for one in given)
 
 
 @pytest.mark.component("mixed supervision")
