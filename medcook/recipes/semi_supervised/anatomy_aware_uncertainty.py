@@ -30,16 +30,16 @@ class MaskAutoencoder(nn.Module):
 
     def __init__(self, classes: int, dims: int, code: int = 64, channels: tuple[int, ...] = (16, 32, 64, 64)):
         super().__init__()
-        conv = nn.Conv2d if dims == 2 else nn.Conv3d
+        conv, norm = (nn.Conv2d, nn.BatchNorm2d) if dims == 2 else (nn.Conv3d, nn.BatchNorm3d)
         self.classes = classes
         self.grid = (64,) * dims if dims == 2 else (32,) * dims
         self.mode = "bilinear" if dims == 2 else "trilinear"
         down, up = [], []
         for inputs, outputs in zip((classes, *channels), channels, strict=False):
-            down += [conv(inputs, outputs, 3, stride=2, padding=1), nn.GroupNorm(4, outputs), nn.ReLU()]
+            down += [conv(inputs, outputs, 3, stride=2, padding=1), norm(outputs), nn.ReLU()]
         for inputs, outputs in zip(channels[::-1], (*channels[-2::-1], channels[0]), strict=True):
             up += [nn.Upsample(scale_factor=2, mode=self.mode), conv(inputs, outputs, 3, padding=1)]
-            up += [nn.GroupNorm(4, outputs), nn.ReLU()]
+            up += [norm(outputs), nn.ReLU()]
         deepest = (channels[-1], *(side // 2 ** len(channels) for side in self.grid))
         features = torch.Size(deepest).numel()
         self.encode = nn.Sequential(*down, nn.Flatten(), nn.Linear(features, code))
@@ -78,7 +78,7 @@ class AnatomyAware(MeanTeacher):
         anatomy = nets["anatomy"]
         small = F.interpolate(labelled.labels[:, None].float(), anatomy.grid, mode="nearest-exact")[:, 0]
         labels = torch.cat([small.to(torch.uint8)] * self.views)
-        learnt = reconstruction_loss(anatomy(corrupt(labels, anatomy.classes)).float(), labels)
+        learnt = reconstruction_loss(anatomy.train()(corrupt(labels, anatomy.classes)).float(), labels)
         return super().training_step(nets, labelled, unlabelled, now) + learnt
 
     def unsupervised(self, nets: nn.ModuleDict, logits: Tensor, unlabelled: Batch, now: Moment) -> Tensor:
@@ -92,7 +92,8 @@ class AnatomyAware(MeanTeacher):
     def certainty(self, nets: nn.ModuleDict, probabilities: Tensor) -> Tensor:
         """exp(-gamma U), (B, 1, *size) in (0, 1], from one pass of the teacher's label map through the autoencoder."""
         classes = probabilities.shape[1]
-        plausible = nets["anatomy"](one_hot(probabilities.argmax(1), classes)).float().softmax(1)
+        predicted = one_hot(probabilities.argmax(1), classes)
+        plausible = nets["anatomy"].eval()(predicted).float().softmax(1)
         uncertainty = (plausible - probabilities).square().sum(1, keepdim=True)
         return torch.exp(-self.gamma * uncertainty * self.weighted)
 
