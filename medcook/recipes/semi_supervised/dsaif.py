@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from medcook.losses import find_loss
 from medcook.methods import Batch, CrossPseudoSupervision, MeanTeacher, Moment
 from medcook.methods.co_training import cross_supervision
-from medcook.methods.semi_supervised import noisy, ramp_up
+from medcook.methods.semi_supervised import forgetful, noisy
 from medcook.recipes.recipe import Arm, Component, Recipe
 from medcook.recipes.semi_supervised._settings import SCALES
 
@@ -73,38 +73,36 @@ class DSAIF(CrossPseudoSupervision):
     """Cross pseudo supervision of two networks, each with its own view of the images, labelled or not.
 
     views   trees: the max-tree of an image for one network and its min-tree for the other, which for which by chance;
-            noise: a noisy view for each; same: the image itself for both
+            noise: a noisy view for each
     share   of the images that are filtered; the others are seen as they are, as at prediction
     area    components of fewer pixels are removed before siblings are counted, or noise would be everyone's sibling
     """
 
-    views: Literal["trees", "noise", "same"] = "trees"
+    views: Literal["trees", "noise"] = "trees"
     share: float = 0.5
     area: int = 5
 
     def training_step(self, nets: nn.ModuleDict, labelled: Batch, unlabelled: Batch | None, now: Moment) -> Tensor:
         """Both networks learn the labels, each from its view, and each learns what the other says of its own view."""
-        count = len(labelled.images)
-        images = labelled.images if unlabelled is None else torch.cat([labelled.images, unlabelled.images])
-        one, two = self.pair(images)
-        first, second = nets["model"](one).float(), nets["second"](two).float()
-        loss = find_loss(self.loss)
-        supervised = loss(first[:count], labelled.labels) + loss(second[:count], labelled.labels)
-        if unlabelled is None:
+        nets, loss = (nets["model"], nets["second"]), find_loss(self.loss)
+        views = self.pair(labelled.images)
+        supervised = sum(loss(net(view).float(), labelled.labels) for net, view in zip(nets, views, strict=True))
+        if unlabelled is None or now.fraction < self.start:
             return supervised
-        rising = self.weight * ramp_up(now.fraction, self.ramp)
-        return supervised + rising * cross_supervision(first[count:], second[count:])
+        with forgetful(nets[0]), forgetful(nets[1]):
+            views = self.pair(unlabelled.images)
+            first, second = (net(view).float() for net, view in zip(nets, views, strict=True))
+            return supervised + self.rising(now) * cross_supervision(first, second)
 
     def pair(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """What each of the two networks sees of images (B, C, *size)."""
         if self.views == "noise":
             return noisy(images), noisy(images)
         one, two = images.clone(), images.clone()
-        if self.views == "trees":
-            chosen, swapped = torch.rand(len(images)) < self.share, torch.rand(len(images)) < 0.5
-            for k in chosen.nonzero().flatten().tolist():
-                views = dual_views(images[k], self.area)
-                one[k], two[k] = views[::-1] if swapped[k] else views
+        chosen, swapped = torch.rand(len(images)) < self.share, torch.rand(len(images)) < 0.5
+        for k in chosen.nonzero().flatten().tolist():
+            views = dual_views(images[k], self.area)
+            one[k], two[k] = views[::-1] if swapped[k] else views
         return one, two
 
 
@@ -116,7 +114,7 @@ recipe = Recipe(
         "mean teacher": Arm(MeanTeacher()),
         "dsaif": Arm(DSAIF()),
         "noise views": Arm(DSAIF(views="noise")),
-        "one view": Arm(DSAIF(views="same")),
+        "one view": Arm(CrossPseudoSupervision()),
     },
     compare=("dsaif", "noise views"),
     ablation=("dsaif", "one view"),
