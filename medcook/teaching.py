@@ -4,6 +4,7 @@ import inspect
 import textwrap
 
 import pandas as pd
+import yaml
 from IPython.display import Code, display
 
 from medcook.data.manifests import Manifest, load_manifest
@@ -11,6 +12,7 @@ from medcook.ensemble import load_test_reading
 from medcook.errors import MedcookError
 from medcook.evidence import evidence_frame, load_summary
 from medcook.papers import load_ledger
+from medcook.paths import PAPERS
 from medcook.records import Comparison, Summary
 
 NO_BREAK = "\u00a0"
@@ -94,6 +96,20 @@ def published_table(*papers: str) -> pd.DataFrame:
             {"data": summary.dataset, "what": what, "Dice": f"{value:.3f}"} for what, value in summary.published.items()
         ]
     return pd.DataFrame(rows).set_index("data")
+
+
+def literature(setting: str) -> pd.DataFrame:
+    """Published figures of a setting (papers/published.yaml), each with where it was checked."""
+    table = yaml.safe_load((PAPERS / "published.yaml").read_text(encoding="utf-8"))
+    if setting not in table:
+        raise MedcookError(f"There are no published figures of {setting!r}.", f"There are: {', '.join(table)}.")
+    rows = [
+        {"method": row["method"]}
+        | {f"Dice, {count} labelled": f"{value:.1f}" for count, value in row["dice"].items()}
+        | {"checked in": row["source"]}
+        for row in table[setting]
+    ]
+    return pd.DataFrame(rows).set_index("method")
 
 
 def test_table(*papers: str, profile: str = "full") -> pd.DataFrame:

@@ -38,7 +38,7 @@ from medcook import comparison, film, plots, teaching, widgets
 from medcook.evaluation import evaluate, summary
 from medcook.evidence import evidence_frame
 from medcook.exercises import check
-from medcook.methods import CrossPseudoSupervision, FixMatch, MeanTeacher, UncertaintyAwareMeanTeacher
+from medcook.methods import FixMatch, MeanTeacher, UncertaintyAwareMeanTeacher
 from medcook.methods.co_training import cross_supervision
 from medcook.methods.semi_supervised import SemiSupervised, boxes, forgetful, ramp_up, strong
 from medcook.profiles import resolve_profile
@@ -83,7 +83,8 @@ plots.credit(figure, task.data.manifest)
 
 # %% [markdown]
 # ## The failure first
-# The baseline of chapter 02, half as wide so that a minute buys more steps, on three labelled patients and nothing else.
+# The baseline of chapter 02, half as wide so that a minute buys more steps, on three labelled patients and nothing
+# else.
 
 # %%
 baseline = fit(method, task, budget, seed)
@@ -105,15 +106,15 @@ ceiling = teaching.need_summary("few-labels").arms["all labels"]
 print(f"all 70 labelled patients, the same steps: {ceiling.mean:.3f}")
 
 # %% [markdown]
-# A paper that reports one draw (nearly all do, and it is always the same one, here draw 0) reports a number that another
-# draw would have moved by this much. Keep that in mind for every table below.
+# A paper that reports one draw (nearly all do, and always the same one, here draw 0) reports a number that another draw
+# would have moved by this much. Keep that in mind for every table below.
 #
 # ## Four ways to learn from images without labels
 # All of them add a second loss to the labelled one, and let it grow slowly, because a teacher that knows nothing yet
 # should not be believed.
 
 # %%
-teaching.show_code(SemiSupervised, ramp_up)
+teaching.show_code(SemiSupervised, ramp_up, forgetful)
 
 # %% tags=["nbval-check-output", "mechanism"]
 print("rising:", [round(ramp_up(time / 10, 0.5), 3) for time in range(7)])
@@ -286,3 +287,53 @@ teaching.verdict_table(*papers)
 #
 # ## Your turn
 # Three exercises. Each check tells you whether you are right, and hints where you are not.
+#
+# **1.** The teacher is a moving average, so for a while it still holds its random start. How much of it is left after
+# `steps` steps with a fixed `decay`? And with `warm_up`, where step k = 0, 1, ... uses
+# `min(decay, (k + 1) / (k + 10))`?
+
+
+# %% tags=["exercise", "exercise-ema_after"]
+def ema_after(decay, steps, warm_up):
+    """Share of its random start that is left in the teacher after `steps` steps."""
+    raise NotImplementedError
+
+
+# %%
+check("04/ema_after", ema_after)
+
+# %% [markdown]
+# **2.** Paste the box of a labelled image into an unlabelled one (2D arrays, `box` is boolean). Labels are mixed by the
+# same box; in the loss a pixel with a label weighs 1, one with a pseudo-label 0.5. The inputs must stay as they are.
+
+
+# %% tags=["exercise", "exercise-copy_paste"]
+def copy_paste(labelled, labels, unlabelled, pseudo, box):
+    """The mixed image, its labels and their weights in the loss: three new arrays of one shape."""
+    raise NotImplementedError
+
+
+# %%
+check("04/copy_paste", copy_paste)
+
+# %% [markdown]
+# **3.** A threshold on confidence trades how many pixels teach against how many of them are right. Write both numbers;
+# where no pixel is confident the precision is not known: return None for it.
+
+
+# %% tags=["exercise", "exercise-pseudo_gain"]
+def pseudo_gain(pseudo, confidence, truth, threshold):
+    """(coverage, precision): the share of pixels that are confident, and the share of these that are right, or None."""
+    raise NotImplementedError
+
+
+# %%
+check("04/pseudo_gain", pseudo_gain)
+
+# %% [markdown]
+# ## What to read next
+# - Tarvainen, Valpola: *Mean teachers are better role models* (NeurIPS 2017). Six pages that are still the baseline.
+# - Bai et al.: *Bidirectional Copy-Paste* (CVPR 2023), and then issue 26 of its repository.
+# - Yang et al.: *Revisiting Weak-to-Strong Consistency* (UniMatch, CVPR 2023): strong views, well tuned.
+# - Oliver et al.: *Realistic Evaluation of Deep Semi-Supervised Learning Algorithms* (NeurIPS 2018): every question
+#   asked above, asked first.

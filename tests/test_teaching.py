@@ -58,3 +58,11 @@ def test_a_dataset_card_names_licence_and_citation():
 def test_published_figures_stand_below_ours():
     table = teaching.published_table("unet-hippocampus")
     assert list(table["what"])[0] == "here: unet" and "0.892" in set(table["Dice"])
+
+
+def test_published_figures_say_where_they_were_checked():
+    table = teaching.literature("acdc-few-labels")
+    assert table["checked in"].str.len().gt(5).all()
+    assert list(table.loc["UA-MT", "Dice, 3 labelled"]) == ["46.0", "61.0"]  # tables disagree
+    with pytest.raises(MedcookError, match="acdc-few-labels"):
+        teaching.literature("elsewhere")

@@ -1,9 +1,13 @@
 """Widgets redraw when a control moves."""
 
 import numpy as np
+from tiny import BUDGET
 
 from medcook import widgets
 from medcook.data import open_dataset
+from medcook.film import watch
+from medcook.methods import MeanTeacher
+from medcook.tasks import Task
 
 
 def test_the_picture_follows_slice_outlines_and_window():
@@ -18,3 +22,16 @@ def test_the_picture_follows_slice_outlines_and_window():
         control.value = value
         seen.append(bytes(image.value))
     assert all(png.startswith(b"\x89PNG") for png in seen) and len(set(seen)) == 4
+
+
+def test_the_film_moves_with_its_slider():
+    method = MeanTeacher(channels=(4, 8))
+    film = watch(method, Task("embedded", labelled=2), BUDGET, count=3, frames=2)
+    box = widgets.film_viewer(film)
+    (frame, number), image = box.children[0].children, box.children[1]
+    seen = [bytes(image.value)]
+    frame.value = 1
+    seen.append(bytes(image.value))
+    number.value = (number.value + 1) % 3
+    seen.append(bytes(image.value))
+    assert len(set(seen)) == 3

@@ -1,0 +1,79 @@
+"""Many methods, few labels: every number of the table against the function that defines it."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from medcook import statistics
+from medcook.comparison import by_method, compare_methods, comparison_figure, forest, readable
+from medcook.evidence import load_summary
+
+GAIN = {"supervised": 0.0, "mean teacher": 0.02, "clever": 0.1}
+
+
+@pytest.fixture(scope="module")
+def frame() -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "arm": f"{method}, {count}",
+            "replicate": draw,
+            "case_id": f"p{patient}-1",
+            "patient_id": f"p{patient}",
+            "structure": "heart",
+            "dice": 0.6 + gain + 0.01 * count + 0.02 * draw + 0.02 * rng.normal(),
+            "hd95": 10 - 20 * gain,
+            "missed": method == "supervised" and patient == 0,
+        }
+        for method, gain in GAIN.items()
+        for count in (3, 7)
+        for draw in range(3)
+        for patient in range(8)
+    ]
+    return pd.DataFrame([*rows, {**rows[0], "arm": "all labels"}])
+
+
+def test_arms_are_read_as_method_and_count(frame):
+    rows = by_method(frame)
+    assert set(rows["method"]) == set(GAIN) and set(rows["labelled"]) == {3, 7}
+    assert len(rows) == len(frame) - 1
+
+
+def test_the_table_holds_paired_differences_and_adjusted_p(frame):
+    table = compare_methods(frame)
+    assert len(table) == 6
+    part, reference = (frame[frame["arm"] == name] for name in ("clever, 3", "supervised, 3"))
+    found, row = statistics.difference(part, reference), table.loc[(3, "clever")]
+    assert row["against supervised"] == pytest.approx(found.effect) and row["p supervised"] == found.p
+    assert (row["low supervised"], row["high supervised"]) == (found.low, found.high)
+    assert row["mean"] == pytest.approx(part["dice"].mean())
+    assert row["draws"] == 3 and row["patients"] == 8 and table.loc[(7, "supervised"), "missed"] == 3
+    ps = table[["p supervised", "p mean teacher"]].to_numpy().ravel()
+    adjusted = table[["Holm p supervised", "Holm p mean teacher"]].to_numpy().ravel()
+    np.testing.assert_allclose(adjusted, statistics.holm(ps))
+
+
+def test_a_method_is_not_compared_with_itself(frame):
+    table = compare_methods(frame)
+    assert np.isnan(table.loc[(3, "supervised"), "p supervised"])
+    assert np.isnan(table.loc[(3, "mean teacher"), "p mean teacher"])
+
+
+def test_the_committed_comparison_can_be_read_and_drawn():
+    from medcook.evidence import evidence_frame
+
+    summary = load_summary("few-labels", "full")
+    committed = evidence_frame("few-labels", "full")
+    shown = readable(compare_methods(committed), summary)
+    assert {"Dice", "− supervised", "p, mean teacher", "HD95, pixels", "missed", "seconds"} <= set(shown.columns)
+    titles = {axes.get_title() for axes in comparison_figure(committed, summary, "all labels").axes}
+    assert set(by_method(committed)["method"]) - {"supervised"} <= titles
+
+
+def test_in_the_forest_better_is_on_the_right():
+    papers = [load_summary(name, "full") for name in ("bcp", "c3s3")]
+    figure = forest(papers)
+    for summary, axes in zip(papers, figure.axes, strict=True):
+        markers = [line for line in axes.get_lines() if line.get_marker() == "s"]
+        sign = 1 if summary.metric == "dice" else -1
+        assert markers[0].get_xdata()[0] == pytest.approx(sign * summary.comparison.effect)
