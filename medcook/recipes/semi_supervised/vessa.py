@@ -17,6 +17,7 @@ from medcook.data import IGNORE
 from medcook.losses import find_loss
 from medcook.methods import Batch, MeanTeacher, Moment
 from medcook.methods.mean_teacher import squared_difference
+from medcook.methods.semi_supervised import forgetful
 from medcook.networks.unet import DoubleConv, UNet
 from medcook.recipes.recipe import Arm, Component, Recipe
 from medcook.recipes.semi_supervised._settings import SCALES
@@ -38,14 +39,17 @@ class Assistant(Protocol):
 class TemplateMatcher(nn.Module):
     """A small assistant: half the resolution of the image inside, a quarter where features are matched.
 
-    width   of a feature vector
-    pixels  how many template pixels stand for a class, drawn anew every time
+    channels  of the U-Net that makes features
+    width     of a feature vector
+    pixels    how many template pixels stand for a class, drawn anew every time
     """
 
-    def __init__(self, *, inputs: int, classes: int, dims: int, width: int = 32, pixels: int = 64):
+    def __init__(
+        self, *, inputs: int, classes: int, channels: tuple[int, ...], dims: int, width: int = 16, pixels: int = 64
+    ):
         super().__init__()
         self.classes, self.pixels = classes, pixels
-        self.encoder = UNet(inputs=inputs, classes=width, channels=(16, 32, 64, 64), dims=dims)
+        self.encoder = UNet(inputs=inputs, classes=width, channels=channels, dims=dims)
         self.mode = self.encoder.mode
         self.decoder = nn.Sequential(
             DoubleConv(width + 4 * classes, width, dims), (nn.Conv2d if dims == 2 else nn.Conv3d)(width, classes, 1)
@@ -102,21 +106,21 @@ class Vessa(MeanTeacher):
     feedback: bool = True
 
     def build(self, inputs: int, classes: int, dims: int) -> nn.ModuleDict:
-        """As always, and `assistant`; any trainable `Assistant` will do."""
+        """As always, and `assistant`, one level less deep; any trainable `Assistant` will do."""
         nets = super().build(inputs, classes, dims)
-        nets["assistant"] = TemplateMatcher(inputs=inputs, classes=classes, dims=dims)
+        nets["assistant"] = TemplateMatcher(inputs=inputs, classes=classes, channels=self.channels[:-1], dims=dims)
         return nets
 
     def training_step(self, nets: nn.ModuleDict, labelled: Batch, unlabelled: Batch | None, now: Moment) -> Tensor:
         """Stage 1: the assistant and the student learn the labels, side by side. Stage 2: the former also teaches."""
-        assistant, bank = nets["assistant"], self.bank(labelled)
+        bank = self.bank(labelled)
+        supervised = super().training_step(nets, labelled, None, now) + self.rehearse(nets["assistant"], labelled, bank)
         if unlabelled is None or now.fraction < self.start:
-            return super().training_step(nets, labelled, None, now) + self.rehearse(assistant, labelled, bank)
+            return supervised
         target = self.teach_together(nets, unlabelled.images, bank)
-        logits = nets["model"](torch.cat([labelled.images, self.view(unlabelled.images)])).float()
-        known, free = logits.split([len(labelled.images), len(unlabelled.images)])
-        supervised = find_loss(self.loss)(known, labelled.labels) + self.rehearse(assistant, labelled, bank)
-        return supervised + self.rising(now) * squared_difference(free, target).mean()
+        with forgetful(nets["model"]):
+            logits = nets["model"](self.view(unlabelled.images)).float()
+        return supervised + self.rising(now) * squared_difference(logits, target).mean()
 
     def bank(self, labelled: Batch) -> tuple[Tensor, Tensor]:
         """Templates and their masks: the labelled images of the step."""
