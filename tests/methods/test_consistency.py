@@ -73,5 +73,6 @@ def test_the_views(labelled, unlabelled):
     torch.manual_seed(5)
     method.training_step(nets, labelled, unlabelled, END)
     torch.manual_seed(5)
-    assert torch.equal(seen[0][2:], strong(unlabelled.images))
-    assert torch.equal(seen[1], unlabelled.images) and len(seen) == 2
+    assert len(seen) == 3 and torch.equal(seen[0], labelled.images)
+    assert torch.equal(seen[1], strong(unlabelled.images))
+    assert torch.equal(seen[2], unlabelled.images)

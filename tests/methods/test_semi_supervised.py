@@ -1,6 +1,7 @@
 """The ramp, the perturbed views, and what holds for every semi-supervised method."""
 
 import math
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +21,7 @@ from medcook.methods import (
     Supervised,
     UncertaintyAwareMeanTeacher,
 )
-from medcook.methods.semi_supervised import SemiSupervised, boxes, noisy, ramp_up, strong
+from medcook.methods.semi_supervised import SemiSupervised, boxes, forgetful, noisy, ramp_up, strong
 
 TINY = dict(channels=(4, 8))
 METHODS = [
@@ -65,7 +66,6 @@ class TestEveryMethod:
         assert loss_of(method, nets, labelled, told) == loss_of(method, nets, labelled, unlabelled)
 
     def test_the_unlabelled_images_are_used(self, method, nets, labelled, unlabelled):
-        """And more than as a part of the batch that is normalised."""
         silent = loss_of(replace(method, weight=0), nets, labelled, unlabelled)
         assert (loss_of(method, nets, labelled, unlabelled) - silent).abs() > 1e-3
 
@@ -76,21 +76,24 @@ class TestEveryMethod:
             assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
         assert all(p.grad is None for p in nets["average"].parameters())
 
-    def test_without_weight_it_is_the_labelled_halfs_loss(self, method, nets, labelled, unlabelled):
-        """Of logits that are computed with both halves, so that batch normalisation sees both."""
-        said = []
-        for net in trained(nets):
-            net.register_forward_hook(lambda net, images, logits: said.append(logits))
-        loss = loss_of(replace(method, weight=0), nets, labelled, unlabelled)
-        whole = [logits for logits in said if len(logits) == 4]
-        assert len(whole) == len(trained(nets))
-        assert loss.item() == pytest.approx(sum(supervised(logits[:2], labelled) for logits in whole), abs=1e-6)
+    def test_without_weight_it_is_the_loss_of_the_labels(self, method, nets, labelled, unlabelled):
+        silent = loss_of(replace(method, weight=0), nets, labelled, unlabelled)
+        assert silent == loss_of(method, nets, labelled, None)
 
-    def test_the_labelled_images_are_seen_as_they_are(self, method, nets, labelled, unlabelled):
+    def test_the_labelled_images_are_seen_as_they_are_and_by_themselves(self, method, nets, labelled, unlabelled):
         seen = []
         nets["model"].register_forward_pre_hook(lambda net, images: seen.append(images[0]))
         loss_of(method, nets, labelled, unlabelled)
-        assert torch.equal(seen[0][:2], labelled.images)
+        assert torch.equal(seen[0], labelled.images)
+
+    def test_normalisation_remembers_the_labelled_images_alone(self, method, nets, labelled, unlabelled):
+        alone = deepcopy(nets)
+        loss_of(method, alone, labelled, None)
+        loss_of(method, nets, labelled, unlabelled)
+        for one, other in zip(trained(nets), trained(alone), strict=True):
+            assert torch.equal(one.down[0][1].running_mean, other.down[0][1].running_mean)
+            assert torch.equal(one.up[0][4].running_var, other.up[0][4].running_var)
+            assert not torch.equal(one.up[0][4].running_var, torch.ones(4))
 
     def test_the_unsupervised_part_goes_by_weight_and_ramp(self, method, nets, labelled, unlabelled):
         """A quarter of the training after the start: the end of a ramp of a quarter, halfway up one of a half."""
@@ -122,6 +125,28 @@ class TestEveryMethod:
 
 def supervised(logits: torch.Tensor, labelled: Batch) -> float:
     return cross_entropy_and_dice(logits, labelled.labels).item()
+
+
+class TestForgetful:
+    """Batch normalisation that goes by the batch and does not remember it."""
+
+    @pytest.fixture
+    def norm(self) -> nn.Module:
+        """A layer that remembers a mean of 0.3."""
+        norm = nn.BatchNorm2d(1, momentum=0.3)
+        norm(torch.ones(2, 1, 4, 4))
+        return norm
+
+    def test_it_normalises_by_the_batch(self, norm):
+        with forgetful(nn.Sequential(norm)):
+            assert norm(torch.randn(2, 1, 16, 16) + 5).mean().item() == pytest.approx(0, abs=1e-6)
+        assert norm.running_mean.item() == pytest.approx(0.3)
+
+    def test_afterwards_it_remembers_as_before_also_after_an_error(self, norm):
+        with pytest.raises(KeyError), forgetful(nn.Sequential(norm)):
+            raise KeyError
+        norm(torch.ones(2, 1, 4, 4))
+        assert norm.running_mean.item() == pytest.approx(0.3 * 0.7 + 0.3)
 
 
 class TestRampUp:
