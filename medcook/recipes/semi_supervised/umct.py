@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medcook.losses import find_loss
-from medcook.methods import Batch, MeanTeacher, Method, Moment, Supervised
+from medcook.methods import Batch, Method, Moment
 from medcook.methods.semi_supervised import forgetful
 from medcook.networks import build_network
 from medcook.recipes.baseline.unet_hippocampus import MILD
@@ -167,8 +167,6 @@ recipe = Recipe(
     claim="With 4 labelled volumes, networks for three views of a volume that teach each other on unlabelled volumes "
     "reach a higher Dice than the same networks trained on the labels alone.",
     arms={
-        "supervised": Arm(Supervised(**SMALL)),
-        "mean teacher": Arm(MeanTeacher(**SMALL)),
         "multi-view supervised": Arm(MultiView(**SMALL)),
         "umct": Arm(UMCT(**SMALL)),
         "without uncertainty": Arm(UMCT(weighted=False, **SMALL)),
