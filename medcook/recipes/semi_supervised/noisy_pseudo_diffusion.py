@@ -176,8 +176,8 @@ recipe = Recipe(
         Component(
             "denoising diffusion",
             "implemented",
-            "over label maps scaled to -1 and 1, 1000 timesteps, told x_0, two DDIM steps. Half of the training maps are "
-            "pure noise, where sampling starts, since steps are few; the timestep is a constant input channel",
+            "over label maps scaled to -1 and 1, 1000 timesteps, told x_0, two DDIM steps. Half of the training maps "
+            "are pure noise, where sampling starts, since steps are few; the timestep is a constant input channel",
         ),
         Component(
             "pseudo-labels", "implemented", "hard, sampled by the moving average; denoised like labels, as we read it"
