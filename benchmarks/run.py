@@ -18,6 +18,7 @@ import torch
 from monai.metrics import compute_dice, compute_hausdorff_distance
 from monai.metrics.surface_distance import compute_average_surface_distance
 
+from benchmarks.methods import method_costs
 from medcook import metrics
 from medcook.data import open_dataset
 from medcook.notebooks.runner import cooked_dir
@@ -40,6 +41,7 @@ def main() -> None:
     results = {
         "machine": machine(),
         "training": [training(paper) for paper in BASELINES],
+        "methods": method_costs(),
         "metrics": compare_metrics(),
         "chapters": chapters(),
     }
@@ -170,6 +172,7 @@ def report(results: dict) -> str:
         ]
         for one in results["training"]
     ]
+    costs = [[c["method"], c["labels_alone"], c["with_unlabelled"], c["mean"]] for c in results["methods"]]
     cooked = [[c["chapter"], c["profile"], c["minutes"], c["peak_mb"]] for c in results["chapters"]]
     differences = ", ".join(f"{name} {value:g}" for name, value in scored["largest_difference"].items())
     return f"""Measured with {at["threads"]} thread(s) of {at["cores"]} cores, {at["cpu"]}, device {at["device"]},
@@ -179,6 +182,11 @@ torch {at["torch"]}, MONAI {at["monai"]}; load before the start: {at["load_befor
 whole run at `full` takes (validation not counted):
 
 {table("recipe | batch | float32 | bfloat16 | ratio | loading, float32 | loading, bfloat16 | minutes of a run", steps)}
+
+**A step of the semi-supervised methods** over the supervised step, in float32: while labels are used alone, with
+unlabelled images beside as many labelled ones, and their mean over a run of chapter 04.
+
+{table("method | labels alone | with unlabelled images | mean of a run", costs)}
 
 **Metrics** (Dice, HD95 and ASSD of one structure) on {scored["pairs"]} pairs of masks of shape {scored["shape"]}: \
 {scored["medcook_ms"]} ms here,

@@ -86,7 +86,7 @@ def readable(table: pd.DataFrame, summary: Summary, references: Sequence[str] = 
 
 
 def comparison_figure(frame: pd.DataFrame, summary: Summary, ceiling: str, metric: str = "dice") -> Figure:
-    """A panel a method: its mean and 95% band over the labelled patients, the supervised baseline's in grey behind it.
+    """A panel a method: its mean and 95% band (one count: a bar); the supervised baseline in grey.
 
     ceiling  the arm with all labels: a dashed line
     """
@@ -165,4 +165,7 @@ def _curve(axes, rows: pd.DataFrame, metric: str, colour: str) -> None:
     estimates = [statistics.interval(rows[rows["labelled"] == count], metric) for count in counts]
     axes.plot(counts, [e.mean for e in estimates], color=colour, marker="o", markersize=4, linewidth=1.4)
     low, high = [e.low for e in estimates], [e.high for e in estimates]
-    axes.fill_between(counts, low, high, color=colour, alpha=0.2, linewidth=0)
+    if len(counts) > 1:
+        axes.fill_between(counts, low, high, color=colour, alpha=0.2, linewidth=0)
+    else:
+        axes.vlines(counts, low, high, color=colour, linewidth=1.4)

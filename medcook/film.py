@@ -140,7 +140,7 @@ def error_handles() -> list[Patch]:
 def quality_figure(films: dict[str, Film]) -> Figure:
     """The three shares of `Film.quality` against steps, a line a method."""
     names = ["right", "confident", "right where confident"]
-    figure, axes = plots.panels(1, len(names), size=(3.4 * len(names), 3.1), sharey=True)
+    figure, axes = plots.panels(1, len(names), size=(3.4 * len(names), 3.1), sharex=True, sharey=True)
     for number, (method, film) in enumerate(films.items()):
         table = film.quality()
         for cell, name in zip(axes, names, strict=True):
