@@ -1,5 +1,7 @@
 """What every recipe of the chapter shares, so that nobody gets more than another."""
 
+from dataclasses import replace
+
 from medcook.methods import Supervised
 from medcook.methods.semi_supervised import NARROW
 from medcook.recipes.recipe import Scale
@@ -15,3 +17,8 @@ SUPERVISED = Supervised(channels=NARROW)
 """The baseline: the same network on the labels alone, for the same steps."""
 
 SCALES = {"quick": QUICK, "full": FULL}
+
+
+def scales(*arms: str) -> dict[str, Scale]:
+    """`SCALES`, where `full` runs these arms alone; the others are there to be tried."""
+    return {"quick": QUICK, "full": replace(FULL, arms=arms)}

@@ -17,7 +17,7 @@ from medcook.methods import Batch, CrossPseudoSupervision, MeanTeacher, Moment
 from medcook.methods.mean_teacher import squared_difference
 from medcook.methods.semi_supervised import forgetful, noisy
 from medcook.recipes.recipe import Arm, Component, Recipe
-from medcook.recipes.semi_supervised._settings import SCALES
+from medcook.recipes.semi_supervised._settings import scales
 
 
 @dataclass
@@ -153,7 +153,7 @@ recipe = Recipe(
     compare=("c3s3", "cross pseudo"),
     ablation=("c3s3", "without contrast"),
     replicate="draw",
-    scales=SCALES,
+    scales=scales("mean teacher", "cross pseudo", "c3s3", "without contrast"),
     metric="hd95",
     published={
         "left atrium, 16 of 80 labelled, HD95 in voxels": 5.14,

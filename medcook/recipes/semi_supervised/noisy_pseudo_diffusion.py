@@ -20,7 +20,7 @@ from medcook.losses import find_loss
 from medcook.methods import Batch, MeanTeacher, Moment
 from medcook.methods.semi_supervised import SemiSupervised, forgetful
 from medcook.recipes.recipe import Arm, Component, Recipe
-from medcook.recipes.semi_supervised._settings import SCALES
+from medcook.recipes.semi_supervised._settings import scales
 
 TIMESTEPS = 1000
 
@@ -171,7 +171,7 @@ recipe = Recipe(
     compare=("diffusion", "mean teacher"),
     ablation=("diffusion", "without prototypes"),
     replicate="draw",
-    scales=SCALES,
+    scales=scales("mean teacher", "diffusion", "without prototypes"),
     components=(
         Component(
             "denoising diffusion",

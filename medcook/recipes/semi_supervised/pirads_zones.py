@@ -180,7 +180,11 @@ recipe = Recipe(
     metric="assd",
     scales={
         "quick": QUICK,
-        "full": replace(FULL, task=replace(FULL.task, labelled=70)),
+        "full": replace(
+            FULL,
+            task=replace(FULL.task, labelled=70),
+            arms=("single path", "dual-path", "without co-training"),
+        ),
     },
     components=(
         Component(

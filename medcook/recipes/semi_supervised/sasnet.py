@@ -26,7 +26,7 @@ from medcook.methods import Batch, MeanTeacher, Moment
 from medcook.methods.semi_supervised import SemiSupervised, forgetful
 from medcook.networks.unet import DoubleConv, UNet
 from medcook.recipes.recipe import Arm, Component, Recipe
-from medcook.recipes.semi_supervised._settings import SCALES
+from medcook.recipes.semi_supervised._settings import scales
 
 
 class TwoBranchUNet(UNet):
@@ -207,7 +207,7 @@ recipe = Recipe(
     compare=("sasnet", "mean teacher"),
     ablation=("sasnet", "without reweighting"),
     replicate="draw",
-    scales=SCALES,
+    scales=scales("mean teacher", "sasnet", "without reweighting"),
     components=(
         Component(
             "dual-branch architecture",

@@ -20,7 +20,7 @@ from medcook.methods.mean_teacher import squared_difference
 from medcook.methods.semi_supervised import forgetful
 from medcook.networks.unet import DoubleConv, UNet
 from medcook.recipes.recipe import Arm, Component, Recipe
-from medcook.recipes.semi_supervised._settings import SCALES
+from medcook.recipes.semi_supervised._settings import scales
 
 
 class Assistant(Protocol):
@@ -183,7 +183,7 @@ recipe = Recipe(
     compare=("vessa", "mean teacher"),
     ablation=("vessa", "without templates"),
     replicate="draw",
-    scales=SCALES,
+    scales=scales("mean teacher", "vessa", "without templates"),
     components=(
         Component(
             "visual feature matching",
