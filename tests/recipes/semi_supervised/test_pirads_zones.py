@@ -106,6 +106,14 @@ class TestDisagreement:
         moved = [one - 5 * step for one, step in zip(logits, gradients, strict=True)]
         assert co_training(moved, GROUPS) < before
 
+    def test_both_paths_are_moved_by_its_gradient(self):
+        one, other = (torch.rand(2, 8, 8, requires_grad=True) for _ in range(2))
+        share = disagreement(one, other)
+        squares = (one.square() + other.square()).sum()
+        for mine, found in zip((one, other), torch.autograd.grad(share, (one, other)), strict=True):
+            apart = 2 * mine - (one + other)  # mine minus the other
+            assert torch.allclose(found, 2 * (apart - share * mine) / squares, atol=1e-6)
+
     def test_it_needs_no_unlabelled_images(self):
         method, labelled = DualPathCoTraining(**TINY), batch()
         nets = method.build(inputs=1, classes=4, dims=2)
