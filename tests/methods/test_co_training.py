@@ -76,9 +76,13 @@ class TestTwoNetworks:
         assert torch.allclose(taught - silent, said - torch.tensor([0.0, 0.0, 1.0]), atol=1e-5)
 
     def test_they_teach_on_the_unlabelled_images_as_they_are(self, nets, labelled, unlabelled):
+        seen = []
+        for name in ("model", "second"):
+            nets[name].register_forward_pre_hook(lambda net, images: seen.append(images[0]))
         both, silent = (
             replace(METHOD, weight=weight).training_step(nets, labelled, unlabelled, END) for weight in (1.0, 0.0)
         )
+        assert torch.equal(seen[2], unlabelled.images) and torch.equal(seen[3], unlabelled.images)
         wanted = cross_supervision(*(nets[name](unlabelled.images) for name in ("model", "second")))
         assert (both - silent).item() == pytest.approx(wanted.item(), abs=1e-5)
 

@@ -110,14 +110,17 @@ class TestEveryMethod:
         assert loss_of(method, nets, labelled, None, now).item() == pytest.approx(wanted, abs=1e-6)
 
     def test_before_the_start_labels_alone_teach(self, method, nets, labelled, unlabelled):
-        alone = loss_of(method, nets, labelled, None)
+        """And the unlabelled images are not even looked at."""
+        alone, seen = loss_of(method, nets, labelled, None), []
+        for net in nets.values():
+            net.register_forward_pre_hook(lambda net, images: seen.append(images[0]))
         assert loss_of(method, nets, labelled, unlabelled, BEFORE) == alone
-        for settings, now in [
-            ({}, Moment(50, 100)),
-            (dict(start=0.2), Moment(20, 100)),
-            (dict(start=0.0), Moment(0, 9)),
-        ]:
-            assert loss_of(replace(method, **settings), nets, labelled, unlabelled, now) != alone
+        assert len(seen) == len(trained(nets)) and all(torch.equal(images, labelled.images) for images in seen)
+
+    @pytest.mark.parametrize(("start", "now"), [(0.5, Moment(50, 100)), (0.2, Moment(20, 100)), (0.0, Moment(0, 9))])
+    def test_from_the_start_on_unlabelled_images_do(self, method, nets, labelled, unlabelled, start, now):
+        alone = loss_of(method, nets, labelled, None)
+        assert loss_of(replace(method, start=start), nets, labelled, unlabelled, now) != alone
 
     def test_the_loop_is_told_to_load_unlabelled_images(self, method):
         assert method.uses_unlabelled and not Supervised.uses_unlabelled
