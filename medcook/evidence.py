@@ -6,6 +6,7 @@ interrupted `reproduce` goes on where it stopped.
 """
 
 import re
+import time
 from datetime import UTC, datetime
 from functools import cache, partial
 from pathlib import Path
@@ -15,26 +16,44 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from medcook import evaluation, metrics, paths, records
-from medcook.errors import MedcookError
+from medcook.errors import MedcookError, Paused
 from medcook.profiles import PROFILES, resolve_profile
 from medcook.provenance import environment
 from medcook.records import Record, Summary
 from medcook.summaries import Identity, build_summary
 
 
-def reproduce(recipe, profile: str | None = None, replicates: int | None = None, progress: bool = True) -> Summary:
+def reproduce(
+    recipe,
+    profile: str | None = None,
+    replicates: int | None = None,
+    progress: bool = True,
+    minutes: float | None = None,
+) -> Summary:
     """Run every arm in every replicate that has no current record, then summarise and judge.
 
     recipe      a `medcook.recipes.recipe.Recipe`; `replicates` overrides the number in its scale for this profile
+    minutes     after so long the run under way saves its state and raises `Paused`; the next call goes on there
     """
+    deadline = None if minutes is None else time.monotonic() + 60 * minutes
     profile = resolve_profile(profile)
     count = replicates or scale_of(recipe, profile).replicates
-    todo = [(number, arm) for number in range(count) for arm in recipe.arms_at(profile)]
-    bar = tqdm(todo, desc=recipe.paper, disable=not progress)
-    for number, arm in bar:
+    bar = tqdm(runs_of(recipe, profile, count), desc=recipe.paper, disable=not progress)
+    for arm, number in bar:
         bar.set_postfix_str(f"{arm} {number}")
-        _run(recipe, profile, arm, number, progress)
+        _run(recipe, profile, arm, number, progress, deadline)
     return summarise(recipe, profile, count)
+
+
+def runs_of(recipe, profile: str, count: int) -> list[tuple[str, int]]:
+    """(arm, replicate) of every run for `count` replicates: one replicate of all arms after the other."""
+    return [(arm, number) for number in range(count) for arm in recipe.arms_at(profile)]
+
+
+def unfinished(recipe, profile: str, replicates: int | None = None) -> list[tuple[str, int]]:
+    """(arm, replicate) of every run of a profile that has no current record."""
+    count = replicates or scale_of(recipe, profile).replicates
+    return [run for run in runs_of(recipe, profile, count) if not _is_current(recipe, profile, *run)]
 
 
 def summarise(recipe, profile: str, count: int) -> Summary:
@@ -90,7 +109,7 @@ def stale_because(recipe, summary: Summary) -> str:
         if setting(recipe, summary.profile, arm) != result.setting:
             return f"arm {arm}: its settings, budget or data changed"
     for arm, result in summary.arms.items():
-        if not agree(fingerprint(recipe, arm), result.fingerprint):
+        if not agree(fingerprint(recipe, summary.profile, arm), result.fingerprint):
             return f"arm {arm}: its behaviour changed"
     return ""
 
@@ -109,11 +128,11 @@ def setting(recipe, profile: str, arm: str, number: int = 0) -> str:
     )
 
 
-def fingerprint(recipe, arm: str) -> dict[str, float]:
-    """What the code does: the method's behaviour, and the metrics on fixed masks."""
+def fingerprint(recipe, profile: str, arm: str) -> dict[str, float]:
+    """What the code does: the behaviour of the arm's method at a profile, and the metrics on fixed masks."""
     from medcook.fingerprints import behaviour
 
-    return behaviour(recipe.arms[arm].method) | metrics_on_fixed_masks()
+    return behaviour(recipe.method(profile, arm)) | metrics_on_fixed_masks()
 
 
 @cache
@@ -138,7 +157,7 @@ def scale_of(recipe, profile: str):
 
 
 def _identity(recipe, profile: str, arm: str, number: int) -> Identity:
-    return Identity(setting(recipe, profile, arm, number), fingerprint(recipe, arm))
+    return Identity(setting(recipe, profile, arm, number), fingerprint(recipe, profile, arm))
 
 
 def _request(recipe, profile: str, arm: str, number: int) -> str:
@@ -164,14 +183,17 @@ def _is_current(recipe, profile: str, arm: str, number: int) -> bool:
     return record is not None and record.request == _request(recipe, profile, arm, number)
 
 
-def _run(recipe, profile: str, arm: str, number: int, progress: bool) -> None:
-    """Train, score and record one arm's replicate, unless its record is current."""
+def _run(recipe, profile: str, arm: str, number: int, progress: bool, deadline: float | None) -> None:
+    """Train, score and record one arm's replicate, unless its record is current; Paused past the deadline."""
     from medcook import training
 
     if _is_current(recipe, profile, arm, number):
         return
     method, task, budget, seed = recipe.run(profile, arm, number)
-    fitted = training.fit(method, task, budget, seed, progress=progress)
+    try:
+        fitted = training.fit(method, task, budget, seed, progress=progress, deadline=deadline)
+    except Paused as pause:
+        raise Paused(pause.step, pause.steps, f"arm {arm}, replicate {number}") from None
     tables, reads = _score(fitted, task, reason=f"{recipe.paper} {profile} {arm} {number}")
     record = Record(
         paper=recipe.paper,

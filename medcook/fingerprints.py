@@ -35,7 +35,7 @@ def behaviour(method: Method) -> dict[str, float]:
 
 
 def fingerprint(method: Method) -> dict[str, float]:
-    """{loss, dice} after 20 steps in float32 on one thread, rounded to 1e-3."""
+    """{loss, dice} after 20 steps in float32 on one thread, rounded to 1e-3; never on a GPU, so that machines agree."""
     from medcook.tasks import Budget, Task
     from medcook.training import Loop, threads, validation_dice
 
@@ -43,7 +43,8 @@ def fingerprint(method: Method) -> dict[str, float]:
     budget = Budget(steps=STEPS, batch=BATCH, precision="float32", checks=0)
     extra = task.samples("unlabelled") if method.uses_unlabelled else None
     with threads(1):
-        loop = Loop(method, task, budget, "float32", 0, task.samples("labelled"), extra, None, progress=False)
+        labelled = task.samples("labelled")
+        loop = Loop(method, task, budget, "float32", 0, labelled, extra, None, progress=False, accelerator="cpu")
         fitted = loop.run()
         dice = validation_dice(method, fitted.nets, first_case(task))
     return {"loss": round(sum(fitted.history["loss"][-5:]) / 5, 3), "dice": round(dice, 3)}

@@ -35,7 +35,7 @@ def build_summary(
     return Summary(
         paper=recipe.paper,
         title=recipe.title,
-        claim=recipe.claim,
+        claim=recipe.scales[profile].claim or recipe.claim,
         profile=profile,
         metric=recipe.metric,
         unit=frames[first.arm].unit.iloc[0] if recipe.metric in ("hd95", "assd") else "",

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from medcook.data.case import IGNORE, Case
-from medcook.errors import MedcookError
+from medcook.errors import MedcookError, Paused
 from medcook.fingerprints import behaviour
 from medcook.methods import Batch, Method, Moment
 from medcook.networks import parameters
@@ -67,12 +67,20 @@ class Fitted:
 
 
 def fit(
-    method: Method, task: Task, budget: Budget, seed: int = 0, *, cache: bool = True, progress: bool = True
+    method: Method,
+    task: Task,
+    budget: Budget,
+    seed: int = 0,
+    *,
+    cache: bool = True,
+    progress: bool = True,
+    deadline: float | None = None,
 ) -> Fitted:
     """Train `method` on the task's train and val patients; test patients are out of reach.
 
     A finished run with the same content (method, task, budget, seed, data, behaviour, versions) is read from
-    the cache; an interrupted one is taken up again.
+    the cache; an interrupted one is taken up again. A run that is cached saves its state and raises `Paused`
+    after the first step that ends past `deadline` (on the clock of `time.monotonic`).
     """
     precision = resolve_precision(budget.precision)
     train = task.samples("labelled")
@@ -87,7 +95,7 @@ def fit(
         behaviour=behaviour(method),
         torch=torch.__version__,
     )
-    loop = Loop(method, task, budget, precision, seed, train, extra, val, progress)
+    loop = Loop(method, task, budget, precision, seed, train, extra, val, progress, deadline)
     if not cache:
         return loop.run()
     folder = RunFolder(key)
@@ -104,7 +112,11 @@ def fit(
 
 @dataclass
 class Loop:
-    """One training run; `run` reads from top to bottom."""
+    """One training run; `run` reads from top to bottom.
+
+    deadline     time of `time.monotonic` after which a run with a folder saves its state and pauses
+    accelerator  as Lightning Fabric names it; `auto` is a GPU where there is one
+    """
 
     method: Method
     task: Task
@@ -115,6 +127,8 @@ class Loop:
     extra: Samples | None
     val: Samples | None
     progress: bool = True
+    deadline: float | None = None
+    accelerator: str = "auto"
 
     def build(self) -> nn.ModuleDict:
         """The method's networks, initialised from the seed, in channels-last memory."""
@@ -127,13 +141,10 @@ class Loop:
     def run(self, folder: RunFolder | None = None) -> Fitted:
         """Train for the budget's steps; with a folder, save checkpoints and resume from one."""
         precision = "bf16-mixed" if self.precision == "bfloat16" else "32-true"
-        fabric = Fabric(accelerator="auto", devices=1, precision=precision)
+        fabric = Fabric(accelerator=self.accelerator, devices=1, precision=precision)
         nets = self.build()
         trained = [p for p in nets.parameters() if p.requires_grad]
-        optimiser = torch.optim.AdamW(trained, lr=self.method.rate, weight_decay=self.method.decay, fused=True)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimiser, self.method.rate, total_steps=self.budget.steps, pct_start=0.2
-        )
+        optimiser, schedule = self.method.optimise(trained, self.budget.steps)
         fabric.to_device(nets)
         state = {"step": 0, "history": {"loss": [], "val_step": [], "val_dice": []}, "seconds": 0.0, "best": None}
         if folder and (saved := folder.checkpoint()):
@@ -172,7 +183,8 @@ class Loop:
                     with fabric.autocast():
                         self.look(nets, step, state)
                 bar.update()
-                if folder and clock.since_save() > CHECKPOINT_SECONDS:
+                pause = folder and self.is_late() and step + 1 < self.budget.steps
+                if pause or (folder and clock.since_save() > CHECKPOINT_SECONDS):
                     state["step"], state["seconds"] = step + 1, clock.seconds
                     folder.save_checkpoint(
                         {
@@ -183,6 +195,8 @@ class Loop:
                         }
                     )
                     clock.saved()
+                if pause:
+                    raise Paused(step + 1, self.budget.steps)
 
         weights = {"last": cpu_state(nets)} | ({"selected": state["best"]["nets"]} if state["best"] else {})
         cost = {
@@ -210,6 +224,10 @@ class Loop:
             layout = torch.channels_last if batch.images.ndim == 4 else torch.channels_last_3d
             parts.append(batch._replace(images=batch.images.contiguous(memory_format=layout)))
         return parts[0], parts[1]
+
+    def is_late(self) -> bool:
+        """Whether the deadline is past."""
+        return self.deadline is not None and time.monotonic() > self.deadline
 
     def is_check(self, step: int) -> bool:
         """Whether to look at the validation cases after this step: `checks` times or more, the last at the end."""

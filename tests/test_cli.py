@@ -9,7 +9,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from medcook import __version__, cli
-from medcook.errors import MedcookError
+from medcook.errors import MedcookError, Paused
 from medcook.notebooks import chapters, runner
 from medcook.paths import ROOT
 
@@ -47,6 +47,13 @@ def test_a_problem_is_one_line_and_exits_with_1(monkeypatch):
     result = run("cook")
     assert result.exit_code == 1
     assert result.stderr == "medcook: a.h5 is truncated. Fetch it again.\n"
+
+
+def test_a_pause_has_an_exit_status_of_its_own(monkeypatch):
+    fail_with(monkeypatch, Paused(7, 12, "arm bcp, replicate 0"))
+    result = run("cook")
+    assert result.exit_code == 75
+    assert result.stderr == "medcook: Paused at step 7 of 12 of arm bcp, replicate 0; the same command goes on.\n"
 
 
 def test_an_interruption_exits_with_130_and_says_how_to_go_on(monkeypatch):

@@ -1,6 +1,7 @@
 """Reproducing: every run recorded, none repeated, test reads counted, staleness seen. Training itself is faked."""
 
 import json
+import time
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ import torch
 from medcook import evidence, fingerprints, paths, records, training
 from medcook.data.case import Case
 from medcook.data.splits import Split, guard_test
-from medcook.errors import MedcookError
+from medcook.errors import MedcookError, Paused
 from medcook.recipes.recipe import Arm, Recipe, Scale
 from medcook.tasks import Budget
 
@@ -90,7 +91,9 @@ def world(tmp_path, monkeypatch):
     """Evidence in a temporary folder, training counted and faked, behaviour by settings."""
     fitted = []
 
-    def fit(method, task, budget, seed, progress=True):
+    def fit(method, task, budget, seed, progress=True, deadline=None):
+        if deadline is not None and deadline <= time.monotonic():
+            raise Paused(2, budget.steps)
         fitted.append((method, seed))
         extra = {"selected": {}} if task.evaluation == "test" else {}
         return ToyFitted(method, seed, weights={"last": {}} | extra)
@@ -145,6 +148,34 @@ def test_an_interrupted_reproduction_goes_on_where_it_stopped(world):
     assert len(list((world.folder / "full").glob("*-0.json"))) == 3
     reproduce(make_recipe())
     assert len(world.fitted) == 6
+
+
+def test_out_of_time_the_run_under_way_is_named():
+    with pytest.raises(Paused) as pause:
+        reproduce(make_recipe(), minutes=0)
+    assert str(pause.value) == "Paused at step 2 of 3 of arm whole, replicate 0; the same command goes on."
+    assert reproduce(make_recipe(), minutes=60).verdict == "supported"
+
+
+def test_what_is_finished_is_known():
+    recipe = make_recipe()
+    assert len(evidence.unfinished(recipe, "full")) == 9
+    reproduce(recipe, replicates=1)
+    assert evidence.unfinished(recipe, "full", 1) == []
+    assert evidence.unfinished(recipe, "full", 2) == [("whole", 1), ("cut", 1), ("no rows", 1)]
+
+
+def test_a_profile_may_have_methods_of_its_own(world):
+    scale = make_recipe().scales["full"]
+    recipe = make_recipe(scales={"full": scale, "paper": replace(scale, methods={"cut": ToyMethod(4)}, claim="Yes.")})
+    full, paper = reproduce(recipe, replicates=1), reproduce(recipe, "paper", replicates=1)
+    assert [method.loses for method, _ in world.fitted] == [0, 2, 6, 0, 4, 6]
+    assert (full.claim, paper.claim) == (recipe.claim, "Yes.")
+    assert paper.arms["whole"].setting == full.arms["whole"].setting
+    assert paper.arms["cut"].setting != full.arms["cut"].setting
+    assert (full.arms["cut"].fingerprint["loss"], paper.arms["cut"].fingerprint["loss"]) == (2, 4)
+    assert not evidence.is_stale(recipe, full) and not evidence.is_stale(recipe, paper)
+    assert "settings" in evidence.stale_because(replace(recipe, scales={"paper": scale}), paper)
 
 
 def test_a_changed_setting_runs_its_arm_again(world):

@@ -267,9 +267,10 @@ def test_an_unknown_paper_is_answered_with_the_nearest(command):
 
 
 def test_reproduce_prints_table_verdict_and_environment(monkeypatch):
-    monkeypatch.setattr(evidence, "reproduce", lambda recipe, profile, replicates: SUMMARY)
-    result = call("reproduce", "leakage", "--profile", "full", "--replicates", "3")
-    assert result.exit_code == 0
+    asked = []
+    monkeypatch.setattr(evidence, "reproduce", lambda *what, **how: asked.append((what[1:], how)) or SUMMARY)
+    result = call("reproduce", "leakage", "--profile", "full", "--replicates", "3", "--minutes", "50")
+    assert result.exit_code == 0 and asked == [(("full", 3), {"minutes": 50})]
     assert all(word in result.stdout for word in ("baseline", "verdict at full: supported", "python 3.11", "+0.0200"))
 
 

@@ -13,5 +13,5 @@ SHORT = replace(BUDGET, steps=3, checks=0)
 BEHAVIOUR = {"loss": 1.0}
 
 
-def train(method: Method = METHOD, task: Task = TASK, budget: Budget = SHORT, seed: int = 0) -> Fitted:
-    return fit(method, task, budget, seed, progress=False)
+def train(method: Method = METHOD, task: Task = TASK, budget: Budget = SHORT, seed: int = 0, **options) -> Fitted:
+    return fit(method, task, budget, seed, progress=False, **options)

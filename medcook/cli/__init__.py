@@ -1,7 +1,8 @@
 """The `medcook` command.
 
 A sub-command's module is imported when the sub-command is called, so that nothing waits for what it does not use.
-Exit status: 0 all well, 1 a problem explained on one line, 2 wrong usage, 130 interrupted.
+Exit status: 0 all well, 1 a problem explained on one line, 2 wrong usage, 75 paused (the same command goes on),
+130 interrupted.
 """
 
 import sys
@@ -51,7 +52,7 @@ class LazyGroup(TyperGroup):
             return super().invoke(ctx)
         except MedcookError as error:
             typer.echo(f"medcook: {error}", err=True)
-            raise typer.Exit(1) from error
+            raise typer.Exit(error.status) from error
         except KeyboardInterrupt as error:
             typer.echo("\nmedcook: interrupted; run the same command to resume.", err=True)
             raise typer.Exit(130) from error

@@ -72,7 +72,11 @@ def reproduce(
     paper: Annotated[str, typer.Argument(metavar="ID", help="A paper of the ledger, or one of the book's own claims.")],
     profile: Annotated[str | None, typer.Option(help="quick, full or paper.")] = None,
     replicates: Annotated[int | None, typer.Option(min=1, help="Replicates; default: as the recipe says.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0, help="Pause after so long, with exit status 75; the same command goes on.")
+    ] = None,
     test: Annotated[bool, typer.Option("--test", help="Then the vote of all runs reads the test set, once.")] = False,
+    anyway: Annotated[bool, typer.Option("--anyway", help="Start `paper` also on a machine without a GPU.")] = False,
 ) -> None:
     """Run a paper's arms, print table, verdict and environment. Interrupted, it goes on where it stopped."""
     from medcook.recipes import find_recipe
@@ -82,12 +86,17 @@ def reproduce(
         raise MedcookError(f"{paper} has no recipe yet.", f"See `medcook papers show {paper}`.")
     if recipe is None:
         raise unknown(paper)
+    profile = resolve_profile(profile)
+    if profile == "paper" and not anyway:
+        from medcook.estimates import refuse_without_gpu
+
+        refuse_without_gpu(recipe, profile, replicates)
     console = _console()
-    print_summary(console, evidence.reproduce(recipe, profile, replicates))
+    print_summary(console, evidence.reproduce(recipe, profile, replicates, minutes=minutes))
     if test:
         from medcook.ensemble import read_test_once
 
-        reading = read_test_once(recipe, resolve_profile(profile))
+        reading = read_test_once(recipe, profile)
         where = f"{reading.patients} test patients, {reading.missed} missed, read on {reading.date}"
         interval = _interval(reading.low, reading.high)
         console.print(f"test: {reading.metric} of the vote {reading.mean:.4f}, {interval} ({where})", highlight=False)

@@ -1,8 +1,9 @@
 """A Method: what a paper changes against supervised training, and nothing else.
 
-The loop in `medcook.training` owns batches, optimiser, schedule, precision and checkpoints. A method says
-which networks there are, how a batch is augmented, what the loss is, what happens after a step and how to
-predict. Its dataclass fields are its settings: they are hashed into every run.
+The loop in `medcook.training` owns batches, precision and checkpoints. A method says which networks there are,
+how a batch is augmented, what the loss is, what happens after a step and how to predict; all share one optimiser
+and schedule, unless a published setting asks for its own. Its dataclass fields are its settings: they are hashed
+into every run.
 """
 
 from copy import deepcopy
@@ -11,6 +12,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 from medcook.data.transforms import Augment
 from medcook.losses import find_loss
@@ -67,6 +70,11 @@ class Method:
         """The networks: `model` is trained, `average` follows it and predicts."""
         model = build_network(self.network, inputs=inputs, classes=classes, channels=self.channels, dims=dims)
         return nn.ModuleDict({"model": model, "average": deepcopy(model).requires_grad_(False)})
+
+    def optimise(self, trained: list[nn.Parameter], steps: int) -> tuple[Optimizer, LRScheduler]:
+        """The optimiser of what is trained, and its schedule over the steps of the run."""
+        optimiser = AdamW(trained, lr=self.rate, weight_decay=self.decay, fused=True)
+        return optimiser, OneCycleLR(optimiser, self.rate, total_steps=steps, pct_start=0.2)
 
     def augment(self, batch: Batch, rng: torch.Generator) -> Batch:
         """A fresh view of a batch."""

@@ -29,12 +29,18 @@ class Arm:
 
 @dataclass(frozen=True)
 class Scale:
-    """What one profile runs: the task, the budget of a run, how many replicates, and which arms (None: all)."""
+    """What one profile runs: the task, the budget of a run, how many replicates, and which arms (None: all).
+
+    methods     {arm: Method} of arms whose published setting differs at this profile by more than task and budget
+    claim       the recipe's claim in the words of this setting, where it is another one
+    """
 
     task: Task
     budget: Budget
     replicates: int = 3
     arms: tuple[str, ...] | None = None
+    methods: dict[str, Method] = field(default_factory=dict)
+    claim: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,11 @@ class Recipe:
         changes = dict(self.arms[arm].changes)
         if self.replicate != "seed":
             changes[self.replicate] = number
-        return self.arms[arm].method, replace(scale.task, **changes), scale.budget, number
+        return self.method(profile, arm), replace(scale.task, **changes), scale.budget, number
+
+    def method(self, profile: str, arm: str) -> Method:
+        """What an arm runs at a profile."""
+        return self.scales[profile].methods.get(arm, self.arms[arm].method)
 
     def arms_at(self, profile: str) -> tuple[str, ...]:
         """Names of the arms that a profile runs."""

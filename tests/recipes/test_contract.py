@@ -11,6 +11,10 @@ from medcook.methods import Batch, Moment
 from medcook.recipes import Recipe, all_recipes
 
 EVERY = pytest.mark.parametrize("recipe", all_recipes().values(), ids=all_recipes())
+PROFILES = [(recipe, profile) for recipe in all_recipes().values() for profile in recipe.scales]
+AT_EVERY_PROFILE = pytest.mark.parametrize(
+    ("recipe", "profile"), PROFILES, ids=[f"{recipe.paper}-{profile}" for recipe, profile in PROFILES]
+)
 SIDE = {2: 32, 3: 16}
 
 
@@ -50,12 +54,11 @@ def test_quick_needs_no_download(recipe):
     assert recipe.scales["quick"].task.dataset == "embedded"
 
 
-@EVERY
-@pytest.mark.parametrize("profile", ["quick", "full"])
+@AT_EVERY_PROFILE
 def test_runs_are_what_the_recipe_says(recipe, profile):
     scale = recipe.scales[profile]
     for arm, number, method, task, budget, seed in runs(recipe, profile):
-        assert method is recipe.arms[arm].method and seed == number
+        assert method is recipe.method(profile, arm) and seed == number
         assert budget == scale.budget  # no arm gets more than another
         assert type(task) is type(scale.task) and task.dataset == scale.task.dataset
         assert all(getattr(task, name) == value for name, value in recipe.arms[arm].changes.items())
@@ -67,14 +70,26 @@ def test_runs_are_what_the_recipe_says(recipe, profile):
 
 
 @EVERY
-def test_every_run_is_another(recipe):
-    found = [json.dumps([m.settings(), t.describe(), seed]) for _, _, m, t, _, seed in runs(recipe, "full")]
+def test_only_a_published_setting_changes_the_methods(recipe):
+    """And then each stays what its arm says it is: the same mechanism with the same switches."""
+    for profile, scale in recipe.scales.items():
+        assert not scale.methods or profile == "paper"
+        for arm, method in scale.methods.items():
+            assert arm in recipe.arms_at(profile) and isinstance(method, type(recipe.arms[arm].method))
+            switches = {name: on for name, on in vars(recipe.arms[arm].method).items() if isinstance(on, bool)}
+            assert switches.items() <= vars(method).items()
+
+
+@AT_EVERY_PROFILE
+def test_every_run_is_another(recipe, profile):
+    found = [json.dumps([m.settings(), t.describe(), seed]) for _, _, m, t, _, seed in runs(recipe, profile)]
     assert len(set(found)) == len(found)
 
 
 @EVERY
 def test_one_step_of_every_arm_learns(recipe):
-    for method, task in {json.dumps(m.settings()): (m, t) for _, _, m, t, _, _ in runs(recipe, "quick")}.values():
+    tried = [run for profile in ("quick", "paper") if profile in recipe.scales for run in runs(recipe, profile)]
+    for method, task in {json.dumps(m.settings()): (m, t) for _, _, m, t, _, _ in tried}.values():
         dims = task.preparation.dims
         rng = torch.Generator().manual_seed(0)
         labels = torch.randint(0, task.classes, (2, *[SIDE[dims]] * dims), generator=rng).byte()

@@ -14,7 +14,7 @@ from tiny import BEHAVIOUR, BUDGET, METHOD, SHORT, TASK, train
 from medcook import tasks, training
 from medcook.data import splits
 from medcook.data.datasets import Dataset
-from medcook.errors import MedcookError
+from medcook.errors import MedcookError, Paused
 from medcook.methods import Method, Supervised
 from medcook.runs import RunFolder
 from medcook.training import fit
@@ -97,6 +97,28 @@ def test_an_interrupted_run_ends_the_same(reference, monkeypatch):
     assert done == [7, 8, 9, 10, 11] and not resumed.cached
     assert same(resumed.weights, reference.weights) and resumed.history == reference.history
     assert resumed.weights.keys() == {"last", "selected"}
+
+
+def in_slices(**changes) -> tuple[training.Fitted, list[int]]:
+    """A run that is paused after every step and taken up again, and the steps at which it paused."""
+    paused = []
+    while True:
+        try:
+            return train(**changes, deadline=0.0), paused
+        except Paused as pause:
+            paused.append(pause.step)
+
+
+def test_a_run_in_slices_ends_the_same(reference):
+    fitted, paused = in_slices(budget=BUDGET)
+    assert paused == list(range(1, 12)) and not fitted.cached
+    assert same(fitted.weights, reference.weights) and fitted.history == reference.history
+    assert not (RunFolder(fitted.key).path / "checkpoint.pt").exists()
+
+
+def test_before_the_deadline_nothing_pauses():
+    assert not train(deadline=time.monotonic() + 3600).cached
+    fit(METHOD, TASK, SHORT, cache=False, progress=False, deadline=0.0)  # without a folder there is no state to save
 
 
 def test_a_killed_run_ends_the_same(reference, monkeypatch):

@@ -43,6 +43,23 @@ def test_gradients_are_clipped_and_the_rate_has_one_cycle(monkeypatch):
     assert rates == sorted(rates[:peak]) + sorted(rates[peak:], reverse=True)
 
 
+class Plain(Supervised):
+    """An optimiser and a schedule of its own."""
+
+    def optimise(self, trained, steps):
+        optimiser = torch.optim.SGD(trained, lr=self.rate)
+        return optimiser, torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.5, total_iters=steps)
+
+
+def test_a_method_may_bring_its_own_optimiser():
+    seen = []
+    hook = register_optimizer_step_pre_hook(lambda optimiser, *_: seen.append(optimiser))
+    train(method=Plain(channels=(4, 8)))
+    hook.remove()
+    assert len(seen) == SHORT.steps and type(seen[0]) is torch.optim.SGD
+    assert seen[0].param_groups[0]["lr"] == pytest.approx(Plain().rate / 2)
+
+
 def test_the_average_has_moved(reference):
     start = Loop(METHOD, TASK, BUDGET, "float32", 0, TASK.samples("labelled"), None, None).build().state_dict()
     end, name = reference.weights["last"], "head.weight"
