@@ -43,7 +43,7 @@ from medcook.methods.co_training import cross_supervision
 from medcook.methods.semi_supervised import SemiSupervised, boxes, forgetful, ramp_up, strong
 from medcook.profiles import resolve_profile
 from medcook.recipes import find_recipe
-from medcook.recipes.semi_supervised.bcp import BCP, copy_paste
+from medcook.recipes.semi_supervised import bcp
 from medcook.training import fit
 
 profile = resolve_profile(PROFILE)
@@ -165,22 +165,22 @@ plots.credit(figure, task.data.manifest)
 # network cannot treat the two sources differently. This is the recipe's own code:
 
 # %%
-teaching.show_code(copy_paste, BCP)
+teaching.show_code(bcp.copy_paste, bcp.BCP)
 
 # %% tags=["nbval-check-output", "mechanism"]
 box = torch.zeros(1, 4, 6, dtype=torch.bool)
 box[:, 1:3, 2:5] = True
 truth, guess = torch.full((1, 4, 6), 3, dtype=torch.uint8), torch.arange(24, dtype=torch.uint8).reshape(1, 4, 6) % 3
-print(copy_paste(truth, guess, box)[0].numpy())
+print(bcp.copy_paste(truth, guess, box)[0].numpy())
 uniform = torch.zeros(1, 4, 4, 6)
-print("loss of a clueless student:", round(BCP().mixed_loss(uniform, truth, guess, box, 0.5).item(), 3))
+print("loss of a clueless student:", round(bcp.BCP().mixed_loss(uniform, truth, guess, box, 0.5).item(), 3))
 
 # %%
 torch.manual_seed(2)
 pair = [known.images[[middle(known, 0)]], unknown.images[[middle(unknown, 2)]]]
-square = boxes(1, tuple(pair[0].shape[2:]), BCP().side)
-mixed = {"labelled": pair[0], "unlabelled": pair[1], "inward": copy_paste(*pair, square)}
-mixed["outward"] = copy_paste(*pair[::-1], square)
+square = boxes(1, tuple(pair[0].shape[2:]), bcp.BCP().side)
+mixed = {"labelled": pair[0], "unlabelled": pair[1], "inward": bcp.copy_paste(*pair, square)}
+mixed["outward"] = bcp.copy_paste(*pair[::-1], square)
 figure, panels = plots.panels(1, 4, size=(9.6, 2.9))
 for panel, (name, image) in zip(panels, mixed.items(), strict=True):
     plots.show_slice(panel, image[0, 0].numpy(), title=name)
@@ -332,7 +332,8 @@ check("04/copy_paste", copy_paste)
 
 # %% [markdown]
 # **3.** A threshold on confidence trades how many pixels teach against how many of them are right. Write both numbers;
-# where no pixel is confident the precision is not known: return None for it.
+# where no pixel is confident the precision is not known: return None for it. (Most confident pixels are background, which
+# is easy: a high precision says little about the heart.)
 
 
 # %% tags=["exercise", "exercise-pseudo_gain"]

@@ -15,7 +15,8 @@ from medcook.networks import build_network
 class CrossPseudoSupervision(SemiSupervised):
     """Chen et al., CVPR 2021: the hard label of one network is the target of the other, both ways.
 
-    The first network's moving average predicts, so that two networks are not counted as an ensemble.
+    They do so on unlabelled images; the official code has them do it on labelled ones too. The first network's moving
+    average predicts, so that two networks are not counted as an ensemble.
     """
 
     def build(self, inputs: int, classes: int, dims: int) -> nn.ModuleDict:

@@ -33,7 +33,8 @@ class MeanTeacher(SemiSupervised):
 class UncertaintyAwareMeanTeacher(MeanTeacher):
     """Yu et al., MICCAI 2019: only where the teacher is sure does the student follow.
 
-    votes    stochastic passes of the teacher (the paper: 8); `dropout` acts on its deepest features
+    votes    stochastic passes of the teacher (the paper: 8); `dropout` acts on its deepest features, in the votes alone
+             (the paper: in all passes)
     The entropy of their mean must lie below a threshold that rises from 3/4 of its maximum to the maximum (eq. 3).
     """
 

@@ -98,7 +98,8 @@ STRONG = replace(Augment(), gamma=0.7, contrast=0.7, brightness=0.6, noise=0.3)
 
 
 def strong(images: Tensor, side: float = 0.3) -> Tensor:
-    """A strongly perturbed view on the same grid: grey values changed twice as hard, one box of each image blanked."""
+    """A strongly perturbed view on the same grid: grey values changed about twice as hard as in training, one box
+    of each image blanked."""
     rng = torch.Generator().manual_seed(int(torch.randint(2**31, (1,))))
     changed = STRONG.intensity(images, rng)
     hole = boxes(len(images), tuple(images.shape[2:]), side).to(images.device)
