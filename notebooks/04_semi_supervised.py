@@ -332,8 +332,8 @@ check("04/copy_paste", copy_paste)
 
 # %% [markdown]
 # **3.** A threshold on confidence trades how many pixels teach against how many of them are right. Write both numbers;
-# where no pixel is confident the precision is not known: return None for it. (Most confident pixels are background, which
-# is easy: a high precision says little about the heart.)
+# where no pixel is confident the precision is not known: return None for it. (Most confident pixels are background,
+# which is easy: a high precision says little about the heart.)
 
 
 # %% tags=["exercise", "exercise-pseudo_gain"]

@@ -187,7 +187,8 @@ recipe = Recipe(
             "multi-view co-training",
             "implemented",
             "One network per view; on unlabelled volumes each learns from the fusion of the others. First on labels "
-            "alone, from 30% of the steps on together, at full weight (the paper: after a training of its own). The mean of the views predicts, in the comparator too.",
+            "alone, from 30% of the steps on together, at full weight (the paper: after a training of its own). The "
+            "mean of the views predicts, in the comparator too.",
         ),
         Component(
             "views by rotating and permuting",
