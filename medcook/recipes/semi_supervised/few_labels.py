@@ -25,7 +25,7 @@ from medcook.recipes.semi_supervised.noisy_pseudo_diffusion import LabelDiffusio
 from medcook.recipes.semi_supervised.sasnet import SASNet
 from medcook.recipes.semi_supervised.vessa import Vessa
 
-COUNTS = (3, 7, 14)
+COUNTS = (3, 7)
 BASELINES: dict[str, Method] = {
     "supervised": SUPERVISED,
     "mean teacher": MeanTeacher(),
