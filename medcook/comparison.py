@@ -91,10 +91,11 @@ def comparison_figure(frame: pd.DataFrame, summary: Summary, ceiling: str, metri
     ceiling  the arm with all labels: a dashed line
     """
     rows = by_method(frame)
-    methods = [name for name in dict.fromkeys(rows["method"]) if name != REFERENCES[0]]
-    columns = min(5, len(methods))
+    there = set(rows["method"]) - {REFERENCES[0]}
+    methods = [name for name in dict.fromkeys(arm.rpartition(", ")[0] for arm in summary.arms) if name in there]
+    columns = min(6, len(methods))
     lines = -(-len(methods) // columns)
-    figure, axes = plots.panels(lines, columns, size=(2.3 * columns, 2.1 * lines + 0.7), sharex=True, sharey=True)
+    figure, axes = plots.panels(lines, columns, size=(2 * columns, 2.1 * lines + 0.7), sharex=True, sharey=True)
     cells = np.atleast_1d(axes).ravel()
     for cell, method in zip(cells, methods, strict=False):
         cell.axhline(summary.arms[ceiling].mean, color="0.35", linestyle="--", linewidth=1)
@@ -113,7 +114,7 @@ def comparison_figure(frame: pd.DataFrame, summary: Summary, ceiling: str, metri
         cell.tick_params(labelbottom=True)
     figure.supylabel(f"test {metric}", fontsize=9)
     handles = [
-        Line2D([], [], color=plots.PALETTE[0], marker="o", markersize=4, label="the method, 95% band"),
+        Line2D([], [], color=plots.PALETTE[0], marker="o", markersize=4, label="the method, 95% interval"),
         Line2D([], [], color="0.45", marker="o", markersize=4, label="supervised on the same labels"),
         Line2D([], [], color="0.35", linestyle="--", label="all 70 labelled"),
     ]
