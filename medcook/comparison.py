@@ -38,7 +38,7 @@ def compare_methods(frame: pd.DataFrame, references: Sequence[str] = REFERENCES,
             other = rows[(rows["labelled"] == labelled) & (rows["method"] == reference)]
             line |= _against(part, other, reference, metric) if method != reference and len(other) else {}
         found.append(line)
-    table = pd.DataFrame(found).set_index(["labelled", "method"])
+    table = pd.DataFrame(found).sort_values("labelled", kind="stable").set_index(["labelled", "method"])
     names = [name for name in table.columns if name.startswith("p ")]
     adjusted = statistics.holm(table[names].to_numpy(dtype=float).ravel()).reshape(len(table), len(names))
     return table.assign(**{f"Holm {name}": adjusted[:, number] for number, name in enumerate(names)})
@@ -78,7 +78,7 @@ def readable(table: pd.DataFrame, summary: Summary, references: Sequence[str] = 
         line |= {
             "val-selected": "–" if arm.selected is None else f"{arm.selected:.3f}",
             "HD95, pixels": f"{row['hd95']:.1f}",
-            "missed": f"{row['missed']} of {row['rows']}".replace(" ", NO_BREAK),
+            "missed": f"{row['missed']:.0f} of {row['rows']:.0f}".replace(" ", NO_BREAK),
             "seconds": round(arm.cost["seconds"]),
         }
         lines.append(line)

@@ -106,6 +106,10 @@ ceiling = teaching.need_summary("few-labels").arms["all labels"]
 print(f"all 70 labelled patients, the same steps: {ceiling.mean:.3f}")
 
 # %% [markdown]
+# One of the draws with seven patients is far below the one with three: there the training never found one structure,
+# whichever method continued it (the comparison below counts 40 misses for each). A mean over draws would hide that;
+# a paper that shows its best seed would never mention it.
+#
 # A paper that reports one draw (nearly all do, and always the same one, here draw 0) reports a number that another draw
 # would have moved by this much. Keep that in mind for every table below.
 #
