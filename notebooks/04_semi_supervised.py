@@ -123,6 +123,15 @@ teaching.show_code(SemiSupervised, ramp_up, forgetful)
 # %% tags=["nbval-check-output", "mechanism"]
 print("rising:", [round(ramp_up(time / 10, 0.5), 3) for time in range(7)])
 
+# %% tags=["nbval-check-output", "mechanism"]
+layer = torch.nn.BatchNorm2d(1)
+strange = torch.arange(4.0).reshape(1, 1, 2, 2) + 10
+with forgetful(layer):
+    layer(strange)
+print(f"running mean after a forgetful pass {layer.running_mean.item():.3f},", end=" ")
+layer(strange)
+print(f"after an ordinary one {layer.running_mean.item():.3f}")
+
 # %% [markdown]
 # One line deserves a word: `forgetful`. Perturbed images must not leave their mark on the statistics by which batch
 # normalisation will treat plain ones. On validation patients this line was worth more than most of the methods.
