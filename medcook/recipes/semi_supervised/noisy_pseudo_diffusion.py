@@ -194,7 +194,9 @@ recipe = Recipe(
             "classes balanced; the constants are ours",
         ),
         Component(
-            "noisy pseudo-labels", "implemented", "two arms with a fifth of every pseudo-label map wrong, in blobs"
+            "noisy pseudo-labels",
+            "implemented",
+            "two arms with a fifth of every pseudo-label map wrong, in blobs; `full` does not run them",
         ),
         Component("MOSXAV", "absent", "the X-ray angiography benchmark is not at hand; cardiac cine MR here"),
         Component("EndoScapes2023", "absent", "not at hand"),
