@@ -14,6 +14,9 @@ from medcook.errors import MedcookError
 Predict = Callable[[Case], np.ndarray]
 """Case -> (*spatial) uint8 label map on the case's own grid."""
 
+Score = Callable[[object, Case], list[dict]]
+"""(What a recipe scores, mostly a `Fitted`; Case) -> rows for the table, made with `row`; none to leave a case out."""
+
 MEASURES = ("dice", "iou", "hd95", "assd", "volume_difference", "volume_ratio")
 
 
@@ -43,14 +46,25 @@ def evaluate(predict: Predict, dataset, patients: Iterable[str]) -> pd.DataFrame
     return evaluate_many({"predictor": predict}, dataset, patients)["predictor"]
 
 
-def evaluate_many(predictors: Mapping[str, Predict], dataset, patients: Iterable[str]) -> dict[str, pd.DataFrame]:
-    """Score several predictors while reading every case once: {name: table}."""
+def evaluate_many(
+    predictors: Mapping[str, Predict], dataset, patients: Iterable[str], score: Score | None = None
+) -> dict[str, pd.DataFrame]:
+    """Score several predictors while reading every case once: {name: table}.
+
+    score  what makes rows of (predictor, case) where it is not `score_case`; the predictor is then handed over as it is
+    """
     rows: dict[str, list[dict]] = {name: [] for name in predictors}
     structures = dataset.manifest.structures
     for case in dataset.cases(patients):
         for name, predict in predictors.items():
-            rows[name] += score_case(predict(case), case, structures)
+            rows[name] += score(predict, case) if score else score_case(predict(case), case, structures)
     return {name: pd.DataFrame(found) for name, found in rows.items()}
+
+
+def row(case: Case, structure: str, **values) -> dict:
+    """A row of an own score: what every table needs, nothing missed unless said, and the given values."""
+    identity = {"case_id": case.case_id, "patient_id": case.patient_id, "structure": structure}
+    return identity | {"missed": False, "false_alarm": False} | values
 
 
 def evaluate_test(predict: Predict, dataset, reason: str) -> pd.DataFrame:
@@ -58,11 +72,13 @@ def evaluate_test(predict: Predict, dataset, reason: str) -> pd.DataFrame:
     return evaluate_test_many({"predictor": predict}, dataset, reason)["predictor"]
 
 
-def evaluate_test_many(predictors: Mapping[str, Predict], dataset, reason: str) -> dict[str, pd.DataFrame]:
+def evaluate_test_many(
+    predictors: Mapping[str, Predict], dataset, reason: str, score: Score | None = None
+) -> dict[str, pd.DataFrame]:
     """Score several finished predictors on the test patients, each case read (and logged) once."""
     with open_test(reason) as log:
         before = len(log)
-        tables = evaluate_many(predictors, dataset, dataset.split.test)
+        tables = evaluate_many(predictors, dataset, dataset.split.test, score)
         count = len(log) - before
     for table in tables.values():
         table.attrs["reads"] = {"count": count, "reason": reason}

@@ -129,10 +129,11 @@ def setting(recipe, profile: str, arm: str, number: int = 0) -> str:
 
 
 def fingerprint(recipe, profile: str, arm: str) -> dict[str, float]:
-    """What the code does: the behaviour of the arm's method at a profile, and the metrics on fixed masks."""
-    from medcook.fingerprints import behaviour
+    """What the code does: the behaviour of the arm's method at a profile, its own score, metrics on fixed masks."""
+    from medcook.fingerprints import behaviour, scored
 
-    return behaviour(recipe.method(profile, arm)) | metrics_on_fixed_masks()
+    own = scored(recipe, profile, arm) if recipe.score else {}
+    return behaviour(recipe.method(profile, arm)) | own | metrics_on_fixed_masks()
 
 
 @cache
@@ -194,7 +195,7 @@ def _run(recipe, profile: str, arm: str, number: int, progress: bool, deadline: 
         fitted = training.fit(method, task, budget, seed, progress=progress, deadline=deadline)
     except Paused as pause:
         raise Paused(pause.step, pause.steps, f"arm {arm}, replicate {number}") from None
-    tables, reads = _score(fitted, task, reason=f"{recipe.paper} {profile} {arm} {number}")
+    tables, reads = _score(fitted, task, f"{recipe.paper} {profile} {arm} {number}", recipe.score)
     record = Record(
         paper=recipe.paper,
         arm=arm,
@@ -210,7 +211,7 @@ def _run(recipe, profile: str, arm: str, number: int, progress: bool, deadline: 
         dataset_hash=task.data.hash,
         split_hash=task.data.split.hash,
         data=data_kind(task),
-        rows=records.pack(tables["last"], recipe.metric),
+        rows=records.pack(tables["last"], recipe.metric, everything=recipe.score is not None),
         rows_selected=records.pack(tables["selected"], recipe.metric) if "selected" in tables else None,
         history=records.thin(fitted.history),
         cost=fitted.cost,
@@ -221,17 +222,22 @@ def _run(recipe, profile: str, arm: str, number: int, progress: bool, deadline: 
     records.save(record, _path(recipe.paper, profile, arm, number))
 
 
-def _score(fitted, task, reason: str) -> tuple[dict[str, pd.DataFrame], dict | None]:
-    """({checkpoint: table}, reads of the test set): on the patients that the task says it is evaluated on."""
+def _score(fitted, task, reason: str, score=None) -> tuple[dict[str, pd.DataFrame], dict | None]:
+    """({checkpoint: table}, reads of the test set): on the patients that the task says it is evaluated on.
+
+    A recipe's own score is of the last checkpoint alone.
+    """
     predictors = {name: partial(fitted.predict, checkpoint=name) for name in fitted.weights}
+    if score:
+        predictors = {"last": fitted}
     same = "selected" in predictors and _same(fitted.weights["last"], fitted.weights["selected"])
     if same:  # the last look at the validation cases was the best
         del predictors["selected"]
     if task.evaluation == "test":
-        tables = evaluation.evaluate_test_many(predictors, task.data, reason)
+        tables = evaluation.evaluate_test_many(predictors, task.data, reason, score)
         reads = tables["last"].attrs["reads"]
     else:
-        tables, reads = evaluation.evaluate_many(predictors, task.data, task.val_patients), None
+        tables, reads = evaluation.evaluate_many(predictors, task.data, task.val_patients, score), None
     return tables | ({"selected": tables["last"]} if same else {}), reads
 
 

@@ -7,6 +7,7 @@ when code is only tidied. Runs are keyed by it, and evidence is stale when it no
 
 import inspect
 import json
+from collections.abc import Callable
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
@@ -24,30 +25,59 @@ SOURCES = ("training.py", "methods", "losses.py", "preparation.py", "tasks.py", 
 
 def behaviour(method: Method) -> dict[str, float]:
     """The fingerprint of a method, computed once for each state of the source code."""
-    identity = json.dumps(method.settings(), sort_keys=True) + source_hash(type(method))
-    source = sha256(identity.encode()).hexdigest()[:16]
+    return _remembered([method.settings(), source_hash(type(method))], lambda: fingerprint(method))
+
+
+def scored(recipe, profile: str, arm: str) -> dict[str, float]:
+    """{column: mean} of the recipe's own score of one case after 20 steps on its task at `quick`; computed once."""
+    method, task = recipe.method(profile, arm), recipe.run("quick", arm, 0)[1]
+    sources = [source_hash(type(method)), source_hash(type(task)), source_hash(recipe.score)]
+    return _remembered([method.settings(), task.describe(), *sources], lambda: _scored(recipe.score, method, task))
+
+
+def _scored(score, method: Method, task) -> dict[str, float]:
+    from medcook.training import threads
+
+    with threads(1):
+        fitted = _short_run(method, task)
+        rows = score(fitted, next(iter(task.cases("val"))))
+    numbers = {name for row in rows for name, value in row.items() if isinstance(value, float)}
+    means = {name: sum(row[name] for row in rows) / len(rows) for name in sorted(numbers)}
+    return {f"score {name}": round(value, 3) for name, value in means.items() if value == value}
+
+
+def _remembered(identity: list, make: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """What `make` gives, kept on disk under a hash of `identity`."""
+    source = sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     path = cache_dir() / "fingerprints" / f"{source}.json"
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8"))
-    found = fingerprint(method)
+    found = make()
     write_atomically(path, json.dumps(found))
     return found
 
 
 def fingerprint(method: Method) -> dict[str, float]:
     """{loss, dice} after 20 steps in float32 on one thread, rounded to 1e-3; never on a GPU, so that machines agree."""
-    from medcook.tasks import Budget, Task
-    from medcook.training import Loop, threads, validation_dice
+    from medcook.tasks import Task
+    from medcook.training import threads, validation_dice
 
     task = Task("embedded", labelled=2)
-    budget = Budget(steps=STEPS, batch=BATCH, precision="float32", checks=0)
-    extra = task.samples("unlabelled") if method.uses_unlabelled else None
     with threads(1):
-        labelled = task.samples("labelled")
-        loop = Loop(method, task, budget, "float32", 0, labelled, extra, None, progress=False, accelerator="cpu")
-        fitted = loop.run()
+        fitted = _short_run(method, task)
         dice = validation_dice(method, fitted.nets, first_case(task))
     return {"loss": round(sum(fitted.history["loss"][-5:]) / 5, 3), "dice": round(dice, 3)}
+
+
+def _short_run(method: Method, task):
+    """`method` after 20 steps on a task, in float32, on the CPU."""
+    from medcook.tasks import Budget
+    from medcook.training import Loop
+
+    budget = Budget(steps=STEPS, batch=BATCH, precision="float32", checks=0)
+    extra = task.samples("unlabelled") if method.uses_unlabelled else None
+    labelled = task.samples("labelled")
+    return Loop(method, task, budget, "float32", 0, labelled, extra, None, progress=False, accelerator="cpu").run()
 
 
 def first_case(task):
@@ -63,11 +93,13 @@ def agree(one: dict[str, float], other: dict[str, float]) -> bool:
 
 
 @lru_cache(maxsize=256)
-def source_hash(kind: type) -> str:
-    """Hash of the source files that can change what a method does: the core's, and those of its classes."""
+def source_hash(kind: type | Callable) -> str:
+    """Hash of the source files that can change what a class or a score does: shared ones, and its own (and bases')."""
     package = Path(__file__).parent
-    files = {path for name in SOURCES for path in package.glob(name if name.endswith(".py") else f"{name}/**/*.py")}
-    files |= {Path(inspect.getfile(base)) for base in kind.__mro__ if base.__module__.startswith("medcook")}
+    shared = SOURCES if isinstance(kind, type) else ("evaluation.py", "metrics.py", "measures")
+    files = {path for name in shared for path in package.glob(name if name.endswith(".py") else f"{name}/**/*.py")}
+    bases = kind.__mro__ if isinstance(kind, type) else (kind,)
+    files |= {Path(inspect.getfile(base)) for base in bases if base.__module__.startswith("medcook")}
     digest = sha256(torch.__version__.encode())
     for path in sorted(files):
         digest.update(path.read_bytes())

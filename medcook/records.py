@@ -13,7 +13,7 @@ from medcook.errors import MedcookError
 from medcook.verdicts import Verdict
 
 DataKind = Literal["real", "real-anatomy-simulated", "simulated"]
-NAMES = ("case_id", "patient_id", "structure", "unit")
+NAMES = ("case_id", "patient_id", "structure", "unit", "group")
 FLAGS = ("missed", "false_alarm")
 KEPT_COLUMNS = (*NAMES, *FLAGS, "dice", "hd95", "assd", "volume_ratio", "n_voxels")
 CURVE_POINTS = 40
@@ -128,13 +128,14 @@ class Summary(Strict):
     date: str
 
 
-def pack(frame: pd.DataFrame, metric: str = "dice") -> dict:
+def pack(frame: pd.DataFrame, metric: str = "dice", everything: bool = False) -> dict:
     """An evaluation table as {column: list}, rounded; a column with one value throughout is stored as that value.
 
-    Kept are `KEPT_COLUMNS` and `metric`; what follows from these (IoU) is left out.
+    Kept are `KEPT_COLUMNS` and `metric`; what follows from these (IoU) is left out. `everything` keeps all columns:
+    those of a recipe's own score.
     """
     packed = {}
-    for column in frame.columns.intersection([*KEPT_COLUMNS, metric]):
+    for column in frame.columns if everything else frame.columns.intersection([*KEPT_COLUMNS, metric]):
         values = tidy(frame[column].tolist())
         constant = column != "case_id" and len(values) > 1 and all(value == values[0] for value in values)
         packed[column] = values[0] if constant else values
@@ -144,7 +145,8 @@ def pack(frame: pd.DataFrame, metric: str = "dice") -> dict:
 def unpack(packed: dict) -> pd.DataFrame:
     """The table that `pack` stored; missing numbers come back as NaN."""
     frame = pd.DataFrame(packed)
-    return frame.astype({column: float for column in frame.columns.difference([*NAMES, *FLAGS, "n_voxels"])})
+    numbers = frame.columns.difference([*NAMES, *FLAGS, "n_voxels"])
+    return frame.astype({column: float for column in numbers if not frame[column].map(type).eq(str).any()})
 
 
 def thin(history: dict[str, list]) -> dict[str, list]:

@@ -8,6 +8,8 @@ crossed  the same patients were scored in every replicate (seeds, draws): patien
 nested   every replicate has its own patients (folds of a cross-validation): replicates are resampled, and within each
          its patients.
 
+A measure of `medcook.pooled` (an AUC, a gap between groups) is computed anew for every resample of the patients.
+
 Intervals are 95% percentile intervals. With very few patients or replicates they are too narrow; n stands beside them.
 """
 
@@ -18,6 +20,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from medcook import pooled
 from medcook.errors import MedcookError
 
 RESAMPLES = 2000
@@ -47,7 +50,7 @@ class Difference(Estimate):
     """A paired difference: `mean` is the effect, a minus b."""
 
     p: float = math.nan
-    """Wilcoxon signed-rank test on the patients' mean differences, two-sided."""
+    """Two-sided: Wilcoxon signed-rank test on the patients' mean differences; of a pooled measure by its resamples."""
     per_replicate: tuple[float, ...] = ()
     """Mean difference in each replicate, in the replicates' order."""
 
@@ -65,8 +68,10 @@ def interval(frame: pd.DataFrame, metric: str = "dice", resamples: int = RESAMPL
     """Mean of `metric` over patients and replicates with its bootstrap interval.
 
     frame  columns patient_id, `metric` and, where there are several replicates, replicate; undefined values (NaN)
-           are left out, and counted in `note`
+           are left out, and counted in `note`; for a pooled measure the columns that it is made from
     """
+    if metric in pooled.POOLED:
+        return _pooled([frame], metric, resamples, seed)
     table = patient_table(frame, metric)
     note = _note(frame, metric, table)
     low, high = (math.nan, math.nan) if _too_few(table) else _bounds(_bootstrap(table, resamples, seed))
@@ -80,6 +85,9 @@ def difference(
 
     Both frames must hold the same rows; MedcookError where one has a case that the other lacks.
     """
+    if metric in pooled.POOLED:
+        _pair(a, b, pooled.POOLED[metric].columns[0])
+        return _pooled([a, b], metric, resamples, seed)
     paired = _pair(a, b, metric)
     estimate = interval(paired, metric, resamples, seed)
     table = patient_table(paired, metric)
@@ -120,6 +128,36 @@ def patient_table(frame: pd.DataFrame, metric: str) -> np.ndarray:
     replicate = frame["replicate"] if "replicate" in frame else pd.Series(0, index=frame.index, name="replicate")
     means = frame[metric].astype(float).groupby([replicate, frame["patient_id"]]).mean()
     return means.unstack("patient_id").dropna(axis="columns", how="all").to_numpy()
+
+
+def _pooled(frames: list[pd.DataFrame], metric: str, resamples: int, seed: int) -> Estimate:
+    """The Estimate of one frame, or the Difference of two, of a pooled measure."""
+    first = frames[0]
+    count, several = first["patient_id"].nunique(), "replicate" in first
+    values, samples = pooled.bootstrap(frames, metric, resamples, seed)
+    if np.isnan(values).all():
+        raise MedcookError(f"{metric} is not defined on these cases.", "It needs cases of every group or outcome.")
+    mean, drawn = (np.subtract(*both) if len(frames) == 2 else both[0] for both in (values.mean(1), samples))
+    drawn = drawn[np.isfinite(drawn)]
+    low, high = _bounds(drawn) if count > 1 and len(drawn) else (math.nan, math.nan)
+    replicates = first["replicate"].nunique() if several else 1
+    design = "nested" if pooled.is_nested(first) else "crossed" if replicates > 1 else "single"
+    note = "" if count > 1 else "1 patient: no interval"
+    content = (float(mean), low, high, count, replicates, design, note)
+    if len(frames) == 1:
+        return Estimate(*content)
+    per = np.array([[pooled.measure(part, metric) for _, part in _by_replicate(frame)] for frame in frames])
+    return Difference(*content, p=_two_sided(drawn), per_replicate=tuple(map(float, per[0] - per[1])))
+
+
+def _by_replicate(frame: pd.DataFrame):
+    return frame.groupby("replicate") if "replicate" in frame else [(0, frame)]
+
+
+def _two_sided(samples: np.ndarray) -> float:
+    """Twice the share of resamples beyond zero, whichever side is smaller; never below what so many can show."""
+    beyond = min((samples <= 0).sum(), (samples >= 0).sum())
+    return min(1.0, 2 * float(beyond + 1) / (len(samples) + 1))
 
 
 def _design(table: np.ndarray) -> str:

@@ -6,12 +6,9 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from medcook import records, statistics
+from medcook import pooled, records, statistics
 from medcook.records import ArmResult, Comparison, Record, Summary, tidy
 from medcook.verdicts import Verdict, gains, judge
-
-COST = "seconds"
-"""What cheaper-at-equal-quality compares where a recipe names no other cost."""
 
 KINDS = ("real", "real-anatomy-simulated", "simulated")
 
@@ -79,12 +76,16 @@ def _arm(metric: str, frame: pd.DataFrame, runs: list[Record], identity: Identit
         "false_alarms": int(frame.false_alarm.sum()),
         "rows": len(frame),
         "patients": estimate.n_patients,
-        "structures": frame.groupby("structure", sort=False)[metric].mean().to_dict(),
+        "structures": {name: _value(part, metric) for name, part in frame.groupby("structure", sort=False)},
         "selected": sum(selected) / len(selected) if selected else None,
         "cost": _mean_cost(runs),
         **identity._asdict(),
     }
     return ArmResult(**tidy(content))
+
+
+def _value(frame: pd.DataFrame, metric: str) -> float:
+    return pooled.measure(frame, metric) if metric in pooled.POOLED else frame[metric].mean()
 
 
 def _mean_cost(runs: list[Record]) -> dict[str, float]:
@@ -98,7 +99,7 @@ def _compare(recipe, pair: tuple[str, str] | None, frames, runs) -> Comparison |
         return None
     a, b = pair
     found = statistics.difference(frames[a], frames[b], recipe.metric)
-    name = getattr(recipe, "cost", COST)
+    name = recipe.cost
     cost_a, cost_b = (_mean_cost(runs[arm]).get(name) for arm in pair)
     content = {
         "a": a,

@@ -31,11 +31,15 @@ class Budget:
 
 @dataclass
 class Samples:
-    """Prepared cases: images (N, C, *size) float32, labels (N, *size) uint8, case_of (N,) number of the case."""
+    """Prepared cases: images (N, C, *size) float32, labels (N, *size) uint8, case_of (N,) number of the case.
+
+    raters  (N, R, *size) uint8, every rater's annotation, for tasks that hand these out
+    """
 
     images: Tensor
     labels: Tensor
     case_of: Tensor
+    raters: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -43,7 +47,7 @@ class Samples:
     def hash(self) -> str:
         """12 hex digits over every value; part of a run's key, so that changed data retrains."""
         digest = sha256()
-        for tensor in (self.images, self.labels):
+        for tensor in (self.images, self.labels) if self.raters is None else (self.images, self.labels, self.raters):
             digest.update(str(tuple(tensor.shape)).encode())
             digest.update(tensor.contiguous().numpy().data)
         return digest.hexdigest()[:12]

@@ -218,6 +218,8 @@ class Loop:
                 continue
             chosen = batch_indices(len(samples), self.budget.batch, step, self.seed)
             batch = Batch(*fabric.to_device((samples.images[chosen], samples.labels[chosen], chosen)))
+            if samples.raters is not None:
+                batch = batch._replace(raters=fabric.to_device(samples.raters[chosen]))
             batch = self.method.augment(batch, rng)
             if samples is self.extra:  # what augmentation moved in from outside says nothing either
                 batch = batch._replace(labels=torch.full_like(batch.labels, IGNORE))

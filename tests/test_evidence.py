@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from medcook import evidence, fingerprints, paths, records, training
+from medcook import evaluation, evidence, fingerprints, paths, records, training
 from medcook.data.case import Case
 from medcook.data.splits import Split, guard_test
 from medcook.errors import MedcookError, Paused
@@ -113,6 +113,40 @@ def test_every_arm_and_replicate_leaves_a_record(world):
     names = sorted(path.name for path in (world.folder / "full").iterdir())
     assert len(world.fitted) == 9 and len(names) == 10
     assert {"whole-0.json", "cut-2.json", "no_rows-1.json", "summary.json"} <= set(names)
+
+
+def brightness(fitted, case):
+    """A recipe's own score: an uncertainty, an error and a name for every case but one."""
+    if case.case_id == "e-1":
+        return []
+    values = {
+        "uncertainty": ord(case.patient_id) / 200 * (1 - fitted.method.loses),
+        "error": ord(case.patient_id) / 300,
+    }
+    return [evaluation.row(case, "all", group="FM"[fitted.seed % 2], **values)]
+
+
+def test_a_recipe_may_score_in_its_own_way(world):
+    world.monkeypatch.setattr(fingerprints, "scored", lambda recipe, profile, arm: {"score error": 0.1})
+    recipe = make_recipe(score=brightness, metric="rank_correlation")
+    summary = reproduce(recipe)
+    assert summary.arms["whole"].mean == 1 and summary.arms["cut"].mean == -1
+    assert summary.comparison.effect == 2 and summary.verdict == "supported"
+    assert summary.arms["whole"].structures == {"all": 1} and summary.arms["whole"].patients == 4 - 1
+    assert summary.arms["whole"].fingerprint["score error"] == 0.1
+    frame = evidence.evidence_frame("toy-paper", "full")
+    assert {"uncertainty", "error", "group"} <= set(frame.columns) and set(frame.group) == {"F", "M"}
+    assert not frame.missed.any()
+
+
+def test_the_score_is_part_of_the_fingerprint(world):
+    asked = []
+    world.monkeypatch.setattr(fingerprints, "scored", lambda *run: asked.append(run) or {})
+    evidence.fingerprint(make_recipe(), "full", "cut")
+    assert not asked
+    recipe = make_recipe(score=brightness)
+    evidence.fingerprint(recipe, "full", "cut")
+    assert asked == [(recipe, "full", "cut")]
 
 
 def test_summary_says_what_was_found():

@@ -1,5 +1,6 @@
 """The Method contract, and the baselines that chapters share."""
 
+from medcook.methods.classification import Classifier
 from medcook.methods.co_training import CrossPseudoSupervision
 from medcook.methods.consistency import FixMatch
 from medcook.methods.mean_teacher import MeanTeacher, UncertaintyAwareMeanTeacher
@@ -7,6 +8,7 @@ from medcook.methods.method import Batch, Method, Moment, Supervised, follow
 
 __all__ = [
     "Batch",
+    "Classifier",
     "CrossPseudoSupervision",
     "FixMatch",
     "MeanTeacher",

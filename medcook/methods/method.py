@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
-from medcook.data.transforms import Augment
+from medcook.data.transforms import Augment, warp
 from medcook.losses import find_loss
 from medcook.networks import build_network
 
@@ -37,12 +37,14 @@ class Batch(NamedTuple):
 
     index  (B,) int64: which of the task's samples these are, for methods that remember something about each
     grid   (B, *size, dims): where augmentation took each voxel from; kept by methods that ask for it
+    raters (B, R, *size) uint8, every rater's annotation, where the task hands these out
     """
 
     images: Tensor
     labels: Tensor
     index: Tensor | None = None
     grid: Tensor | None = None
+    raters: Tensor | None = None
 
 
 @dataclass
@@ -77,9 +79,15 @@ class Method:
         return optimiser, OneCycleLR(optimiser, self.rate, total_steps=steps, pct_start=0.2)
 
     def augment(self, batch: Batch, rng: torch.Generator) -> Batch:
-        """A fresh view of a batch."""
-        images, labels = self.augmentation(batch.images, batch.labels, rng)
-        return batch._replace(images=images, labels=labels)
+        """A fresh view of a batch; labels and raters move with the images."""
+        if batch.raters is None:
+            images, labels = self.augmentation(batch.images, batch.labels, rng)
+            return batch._replace(images=images, labels=labels)
+        grid = self.augmentation.grid(batch.images, rng)
+        images, labels = warp(batch.images, batch.labels, grid)
+        raters = [warp(batch.images[:, :0], annotation, grid)[1] for annotation in batch.raters.unbind(1)]
+        images = self.augmentation.intensity(images, rng)
+        return batch._replace(images=images, labels=labels, raters=torch.stack(raters, dim=1))
 
     def training_step(self, nets: nn.ModuleDict, labelled: Batch, unlabelled: Batch | None, now: Moment) -> Tensor:
         """The loss of one step; `unlabelled` is None where every patient has labels."""

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from medcook.evaluation import Score
 from medcook.methods import Method
 from medcook.tasks import Budget, Task
 
@@ -54,6 +55,9 @@ class Recipe:
     replicate   what a replicate varies besides the random seed: nothing more, the draw of labelled
                 patients, or the held-out fold
     metric      a column of the evaluation table; `expect` the shape of the claim, with `margin` in its units
+    score       (fitted, case) -> rows, where a table of Dice and distances is not what the claim is about;
+                see `medcook.evaluation.row`. It measures what the method predicts, and belongs to no mechanism
+    cost        the entry of a run's cost that cheaper-at-equal-quality compares
     published   figures from the paper, {setting: value}, each checked at its source
     """
 
@@ -71,6 +75,8 @@ class Recipe:
     components: tuple[Component, ...] = ()
     published: dict[str, float] = field(default_factory=dict)
     source: str = ""
+    score: Score | None = None
+    cost: str = "seconds"
 
     def run(self, profile: str, arm: str, number: int) -> tuple[Method, Task, Budget, int]:
         """Method, task, budget and seed of replicate `number` of an arm."""

@@ -1,0 +1,94 @@
+"""Measures of a group of patients: against scikit-learn and scipy, and through intervals and differences."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+
+from medcook import pooled, statistics
+from medcook.errors import MedcookError
+
+
+def scored(seed=0, patients=40, shift=1.0, replicate=None):
+    rng = np.random.default_rng(seed)
+    outcome = np.arange(patients) % 2
+    frame = pd.DataFrame({"patient_id": [f"p{k:02d}" for k in range(patients)], "outcome": outcome})
+    frame["score"] = outcome * shift + rng.standard_normal(patients)
+    frame["case_id"], frame["structure"] = frame.patient_id, "all"
+    frame["group"] = np.where(np.arange(patients) < patients / 4, "rare", "common")
+    return frame if replicate is None else frame.assign(replicate=replicate)
+
+
+def test_auc_agrees_with_scikit_learn_also_with_ties():
+    frame = scored()
+    rounded = frame.score.round(0)
+    for score in (frame.score, rounded):
+        assert pooled.auc(score.to_numpy(), frame.outcome.to_numpy()) == pytest.approx(
+            roc_auc_score(frame.outcome, score)
+        )
+
+
+def test_auc_of_one_outcome_is_undefined():
+    assert math.isnan(pooled.auc(np.arange(3.0), np.ones(3)))
+
+
+def test_rank_correlation_agrees_with_scipy():
+    x, y = np.random.default_rng(1).standard_normal((2, 30)).round(1)
+    assert pooled.spearman(x, y) == pytest.approx(stats.spearmanr(x, y).statistic)
+    assert math.isnan(pooled.spearman(np.zeros(3), np.arange(3.0)))
+
+
+def test_gap_and_worst_group_leave_out_the_unknown():
+    value, group = np.array([1.0, 0.8, 0.5, 0.7, 0.0]), np.array(["a", "a", "b", "b", ""])
+    assert pooled.gap(value, group) == pytest.approx(0.3)
+    assert pooled.worst_group(value, group) == pytest.approx(0.6)
+    assert math.isnan(pooled.gap(value[:2], group[:2]))
+
+
+def test_interval_of_an_auc_agrees_with_delong():
+    frame = scored(patients=200)
+    found = statistics.interval(frame, "auc")
+    positive, negative = (frame.score[frame.outcome == k].to_numpy() for k in (1, 0))
+    wins = positive[:, None] > negative
+    error = math.sqrt(wins.mean(1).var(ddof=1) / len(positive) + wins.mean(0).var(ddof=1) / len(negative))
+    assert found.low < found.mean < found.high
+    assert found.half_width == pytest.approx(1.96 * error, rel=0.1)
+
+
+def test_difference_pairs_patients_and_counts_every_replicate():
+    better = pd.concat([scored(seed, shift=3, replicate=seed) for seed in range(3)])
+    worse = pd.concat([scored(seed, shift=0.5, replicate=seed) for seed in range(3)])
+    found = statistics.difference(better, worse, "auc")
+    assert found.low > 0 and found.same_sign and len(found.per_replicate) == 3 and found.design == "crossed"
+    assert found.p < 0.01
+    expected = [
+        pooled.measure(scored(s, shift=3), "auc") - pooled.measure(scored(s, shift=0.5), "auc") for s in range(3)
+    ]
+    assert found.per_replicate == pytest.approx(expected)
+    assert found.effect == pytest.approx(np.mean(expected))
+
+
+def test_the_same_frame_twice_differs_by_nothing():
+    frame = scored()
+    found = statistics.difference(frame, frame, "auc")
+    assert (found.low, found.mean, found.high, found.p) == (0, 0, 0, 1)
+
+
+def test_folds_are_put_together_before_a_group_measure():
+    folds = scored(patients=60).assign(replicate=np.arange(60) % 3, dice=np.linspace(0, 1, 60))
+    found = statistics.interval(folds, "dice_gap")
+    assert found.design == "nested" and found.n_patients == 60 and found.n_replicates == 3
+    assert found.mean == pytest.approx(pooled.measure(folds, "dice_gap"))
+
+
+def test_other_patients_cannot_be_compared():
+    with pytest.raises(MedcookError, match="Only one of the two arms"):
+        statistics.difference(scored(patients=10), scored(patients=12), "auc")
+
+
+def test_what_nobody_defines_is_said():
+    with pytest.raises(MedcookError, match="auc is not defined"):
+        statistics.interval(scored().assign(outcome=1), "auc")
