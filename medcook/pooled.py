@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from medcook.measures import selective
+
 
 class Pooled(NamedTuple):
     """A pooled measure: the columns it is made from, and the function of these."""
@@ -57,16 +59,23 @@ def worst_group(value: np.ndarray, group: np.ndarray) -> float:
 POOLED: dict[str, Pooled] = {
     "auc": Pooled(("score", "outcome"), auc),
     "rank_correlation": Pooled(("uncertainty", "error"), spearman),
+    "aurc": Pooled(("uncertainty", "error"), selective.aurc),
+    "handover_gain": Pooled(("uncertainty", "error"), selective.handover_gain),
     "dice_gap": Pooled(("dice", "group"), gap),
     "worst_group_dice": Pooled(("dice", "group"), worst_group),
 }
 """{metric: measure}; what a recipe names as its metric and finds here is pooled, everything else is averaged."""
 
 
+def value(frame: pd.DataFrame, metric: str) -> float:
+    """Any metric over all rows of a frame: computed if it is pooled, else the mean of its column."""
+    return measure(frame, metric) if metric in POOLED else float(frame[metric].mean())
+
+
 def measure(frame: pd.DataFrame, metric: str) -> float:
     """A pooled measure over all rows of a frame."""
-    columns, value = POOLED[metric]
-    return value(*(_plain(frame[column]) for column in columns))
+    columns, function = POOLED[metric]
+    return function(*(_plain(frame[column]) for column in columns))
 
 
 def _plain(column: pd.Series) -> np.ndarray:

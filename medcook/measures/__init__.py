@@ -1,0 +1,1 @@
+"""Measures beyond overlap: calibration, disagreement, selection, detection, fairness."""
