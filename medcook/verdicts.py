@@ -23,7 +23,10 @@ from typing import Literal
 Verdict = Literal["supported", "not supported", "inconclusive here", "not judged", "reproduced", "contradicted"]
 
 MIN_REPLICATES = 3
-LOWER_IS_BETTER = frozenset({"hd95", "assd", "hausdorff", "volume_difference", "missed", "false_alarm"})
+LOWER_IS_BETTER = frozenset(
+    ("hd95", "assd", "hausdorff", "volume_difference", "missed", "false_alarm")
+    + ("ece", "brier", "crps", "energy_distance", "error", "aurc", "fpr_at_95")
+)
 EXPECTATIONS = ("superior", "non-inferior", "cheaper-at-equal-quality", "association")
 
 

@@ -80,6 +80,11 @@ def test_a_smaller_distance_is_a_gain():
     assert gains("dice", -3.0, -1.0, (-2.0,)) == (-3.0, -1.0, (-2.0,))
 
 
+@pytest.mark.parametrize("metric", ["ece", "brier", "crps", "energy_distance", "error", "aurc", "fpr_at_95"])
+def test_so_is_a_smaller_error_of_a_forecast(metric):
+    assert gains(metric, -0.3, -0.1, (-0.2,)) == (0.1, 0.3, (0.2,))
+
+
 def test_an_unknown_expectation_is_refused():
     with pytest.raises(ValueError, match="better"):
         verdict(0.01, 0.04, expect="better")
