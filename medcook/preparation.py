@@ -63,11 +63,14 @@ class Preparation:
     long_side   rescale so that the image's longest in-window side would have this many points;
                 None keeps the stored resolution
     centre      `image`: the middle; `roi`: the case's attribute roi_centre, found without labels
+    smooth      before an image is shrunk, average it over the distance between grid points; else single voxels
+                are picked, and where that distance is much more than two voxels their noise comes along
     """
 
     size: tuple[int, ...]
     long_side: int | None = None
     centre: Literal["image", "roi"] = "image"
+    smooth: bool = False
 
     @property
     def dims(self) -> int:
@@ -86,8 +89,10 @@ class Preparation:
 
     def images(self, case: Case) -> Tensor:
         """(N, C, *size) float32, zero mean and unit variance over the case; N is 1, or the slices of a volume."""
-        images = self.window(case).crop(_stack(torch.from_numpy(case.image), self.dims))
-        return zscore(images)
+        window, images = self.window(case), _stack(torch.from_numpy(case.image), self.dims)
+        if self.smooth:
+            images = box_mean(images, window.scale)
+        return zscore(window.crop(images))
 
     def labels(self, case: Case, values: np.ndarray | None = None) -> Tensor:
         """(N, *size) uint8, nearest neighbour; outside the image is background. `values` replaces case.label."""
@@ -112,6 +117,16 @@ def _stack(volume: Tensor, dims: int) -> Tensor:
     return volume[None] if volume.ndim == dims + 1 else volume.transpose(0, 1)
 
 
+def box_mean(images: Tensor, scale: float) -> Tensor:
+    """The mean around each voxel of (N, C, *shape), over a box about 1 / scale voxels wide; borders repeat."""
+    half = int(0.5 / scale)
+    if not half:
+        return images
+    dims = images.ndim - 2
+    pool = F.avg_pool2d if dims == 2 else F.avg_pool3d
+    return pool(F.pad(images.float(), [half] * 2 * dims, mode="replicate"), 2 * half + 1, stride=1)
+
+
 def zscore(images: Tensor) -> Tensor:
     """Zero mean, unit variance over the whole tensor; a constant image becomes zeros."""
     mean, spread = images.mean(), images.std()
@@ -126,7 +141,7 @@ PREPARATIONS = {
     "chest_xray": Preparation(size=(128, 128), long_side=128),
     "hippocampus": Preparation(size=(32, 56, 40)),
 }
-DEFAULT = Preparation(size=(128, 128), long_side=128)
+DEFAULT = Preparation(size=(128, 128), long_side=128, smooth=True)
 
 
 def preparation_for(dataset: str) -> Preparation:

@@ -1,8 +1,11 @@
 """Windows: the grid is where it says, pasting undoes cropping, and what lies outside is what it should be."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import uniform_filter
 
 from medcook.data.case import IGNORE, Case
 from medcook.preparation import DEFAULT, PREPARATIONS, Preparation, Window, on_voxels, preparation_for, zscore
@@ -117,6 +120,26 @@ def test_without_rescaling_the_window_falls_on_voxels():
 def test_the_long_side_sets_the_scale():
     assert Preparation(size=(8, 8), long_side=40).window(make_case((5, 10, 20))).scale == 2
     assert Preparation(size=(8, 8)).window(make_case((5, 10, 20))).scale == 1
+
+
+def test_smoothing_averages_what_a_grid_point_stands_for():
+    noise = np.random.default_rng(0).standard_normal((1, 256, 256)).astype(np.float32)
+    case = Case(noise, np.zeros((256, 256), np.uint8), "noise", "noise")
+    ramp = replace(case, image=np.broadcast_to(np.arange(256.0, dtype=np.float32), (1, 256, 256)).copy())
+    rough, smooth = (Preparation(size=(24, 24), long_side=32, smooth=on) for on in (False, True))
+    window = rough.window(case)
+    assert smooth.window(case) == window
+    blurred = torch.from_numpy(uniform_filter(noise[0], 9, mode="nearest"))[None, None]
+    assert torch.allclose(smooth.images(case), zscore(window.crop(blurred)), atol=1e-3)
+    assert torch.allclose(smooth.images(ramp), rough.images(ramp), atol=1e-4)  # no shift
+    assert window.crop(torch.from_numpy(noise)[None]).std() > 4 * window.crop(blurred).std()
+
+
+@pytest.mark.parametrize("shape", [(1, 9, 9), (1, 5, 9, 9)])
+def test_nothing_is_smoothed_that_is_not_shrunk(shape):
+    case = Case(np.random.default_rng(0).random(shape, np.float32), np.zeros(shape[1:], np.uint8), "a", "a")
+    size = (6,) * (len(shape) - 1)
+    assert torch.equal(Preparation(size, smooth=True).images(case), Preparation(size).images(case))
 
 
 def test_zscore():
