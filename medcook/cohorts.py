@@ -1,4 +1,4 @@
-"""Tasks on part of a data set, on several annotations of it, or on what is known of its patients."""
+"""Tasks on part of a data set, on several annotations of it, on groups or on what is known of its patients."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -78,6 +78,36 @@ class RaterTask(CohortTask):
         there = [self.preparation.labels(case, values=annotation) for annotation in case.raters]
         missing = [torch.full_like(there[0], IGNORE)] * (most - len(there))
         return torch.stack(there + missing, dim=1)
+
+
+@dataclass(frozen=True)
+class GroupTask(CohortTask):
+    """Training samples come with their group: the number of the patient's `attribute` in `group_names`.
+
+    Patients of whom it is not known make a group of their own, the last.
+    """
+
+    attribute: str = "site"
+
+    @cached_property
+    def group_names(self) -> tuple[str, ...]:
+        """The values of the attribute among the training patients, sorted; what is unknown is named the empty text."""
+        names = {self.group_of(first_attributes(self.data, patient)) for patient in self.data.split.train}
+        return (*sorted(names - {""}), "")
+
+    def group_of(self, attributes: dict) -> str:
+        """The name of the group that attributes belong to; empty where the attribute is not known."""
+        return str(attributes.get(self.attribute) or "")
+
+    def samples(self, role: str) -> Samples:
+        samples = super().samples(role)
+        patients = getattr(self, f"{role}_patients")
+        named = [
+            self.group_of(self.data.attributes(case)) for patient in patients for case in self.data.patients[patient]
+        ]
+        known = [name if name in self.group_names else "" for name in named]
+        numbers = torch.tensor([self.group_names.index(name) for name in known])
+        return Samples(samples.images, samples.labels, samples.case_of, samples.raters, numbers[samples.case_of])
 
 
 @dataclass(frozen=True)

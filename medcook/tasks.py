@@ -34,12 +34,14 @@ class Samples:
     """Prepared cases: images (N, C, *size) float32, labels (N, *size) uint8, case_of (N,) number of the case.
 
     raters  (N, R, *size) uint8, every rater's annotation, for tasks that hand these out
+    groups  (N,) int64, the number of each sample's group of patients, for tasks that hand these out
     """
 
     images: Tensor
     labels: Tensor
     case_of: Tensor
     raters: Tensor | None = None
+    groups: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -47,7 +49,7 @@ class Samples:
     def hash(self) -> str:
         """12 hex digits over every value; part of a run's key, so that changed data retrains."""
         digest = sha256()
-        for tensor in (self.images, self.labels) if self.raters is None else (self.images, self.labels, self.raters):
+        for tensor in filter(lambda tensor: tensor is not None, (self.images, self.labels, self.raters, self.groups)):
             digest.update(str(tuple(tensor.shape)).encode())
             digest.update(tensor.contiguous().numpy().data)
         return digest.hexdigest()[:12]

@@ -220,6 +220,8 @@ class Loop:
             batch = Batch(*fabric.to_device((samples.images[chosen], samples.labels[chosen], chosen)))
             if samples.raters is not None:
                 batch = batch._replace(raters=fabric.to_device(samples.raters[chosen]))
+            if samples.groups is not None:
+                batch = batch._replace(groups=fabric.to_device(samples.groups[chosen]))
             batch = self.method.augment(batch, rng)
             if samples is self.extra:  # what augmentation moved in from outside says nothing either
                 batch = batch._replace(labels=torch.full_like(batch.labels, IGNORE))

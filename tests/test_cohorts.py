@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from medcook.cohorts import CohortTask, OutcomeTask, RaterTask, outcome_rows
+from medcook.cohorts import CohortTask, GroupTask, OutcomeTask, RaterTask, outcome_rows
 from medcook.data import IGNORE
 from medcook.errors import MedcookError
 from medcook.methods import Batch, Classifier, Supervised
@@ -72,6 +72,40 @@ def test_one_annotation_is_not_enough_for_raters():
     object.__setattr__(task, "cases", lambda role: [case])
     with pytest.raises(MedcookError, match="one annotation an image"):
         task.samples("labelled")
+
+
+def test_groups_come_with_their_samples():
+    task = GroupTask("embedded", attribute="site")
+    assert task.group_names == ("island", "north", "south", "")
+    for role in ("labelled", "val"):
+        samples, cases = task.samples(role), list(task.cases(role))
+        names = [task.group_names[number] for number in samples.groups]
+        assert names == [cases[number].attributes["site"] for number in samples.case_of]
+
+
+def test_the_unknown_are_a_group_of_their_own():
+    task = GroupTask("embedded", attribute="shoe size")
+    assert task.group_names == ("",) and set(task.samples("val").groups.tolist()) == {0}
+
+
+def test_the_loop_hands_groups_to_the_method():
+    task, seen = GroupTask("embedded", labelled=4), []
+    samples = task.samples("labelled")
+
+    class Watching(Supervised):
+        def training_step(self, nets, labelled, unlabelled, now):
+            seen.append(torch.equal(labelled.groups, samples.groups[labelled.index]))
+            return super().training_step(nets, labelled, unlabelled, now)
+
+    budget = Budget(2, batch=8, precision="float32", checks=0)
+    Loop(Watching(channels=(4, 8)), task, budget, "float32", 0, samples, None, None, progress=False).run()
+    assert seen == [True, True] and len(samples.groups.unique()) > 1
+
+
+def test_a_changed_group_changes_the_hash():
+    samples = GroupTask("embedded", labelled=1).samples("labelled")
+    other = dataclasses.replace(samples, groups=samples.groups + 1)
+    assert samples.hash() != other.hash() != dataclasses.replace(samples, groups=None).hash()
 
 
 ATROPHY = OutcomeTask("embedded", outcome="group", positive="atrophy")

@@ -38,6 +38,7 @@ class Batch(NamedTuple):
     index  (B,) int64: which of the task's samples these are, for methods that remember something about each
     grid   (B, *size, dims): where augmentation took each voxel from; kept by methods that ask for it
     raters (B, R, *size) uint8, every rater's annotation, where the task hands these out
+    groups (B,) int64, the group of patients that each image is of, where the task hands these out
     """
 
     images: Tensor
@@ -45,6 +46,7 @@ class Batch(NamedTuple):
     index: Tensor | None = None
     grid: Tensor | None = None
     raters: Tensor | None = None
+    groups: Tensor | None = None
 
 
 @dataclass
