@@ -1,0 +1,42 @@
+"""Several predictions of one case, on its own grid."""
+
+from collections.abc import Callable
+from typing import TypeVar
+from zlib import crc32
+
+import torch
+from torch import Tensor
+
+from medcook.data.case import Case
+from medcook.training import Fitted
+
+T = TypeVar("T")
+
+
+@torch.no_grad()
+def case_samples(fitted: Fitted, case: Case, count: int, seed: int = 0) -> Tensor:
+    """(count, classes, *spatial) float32 probabilities of the last checkpoint, each from one sample of the method.
+
+    A method without `samples` gives its one prediction, (1, classes, *spatial). What is random depends on the case
+    and the seed alone.
+    """
+    if not hasattr(fitted.method, "samples"):
+        return fitted.probabilities(case)[None]
+    fitted.nets.load_state_dict(fitted.weights["last"])
+    fitted.nets.eval()
+    preparation = fitted.task.preparation
+    with (
+        torch.random.fork_rng(),
+        torch.autocast("cpu", dtype=torch.bfloat16, enabled=fitted.cost["precision"] == "bfloat16"),
+    ):
+        torch.manual_seed(crc32(f"{case.case_id} {seed}".encode()))
+        parts = [fitted.method.samples(fitted.nets, part, count) for part in preparation.images(case).split(16)]
+    return torch.stack([preparation.restore(sample.float(), case) for sample in torch.cat(parts, dim=1)])
+
+
+def once(fitted: Fitted, name: str, make: Callable[[], T]) -> T:
+    """What `make` gives, kept with a trained run: for what its score needs in every case and should find only once."""
+    kept = vars(fitted).setdefault("_kept", {})
+    if name not in kept:
+        kept[name] = make()
+    return kept[name]
