@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from medcook.measures import selective
+from medcook.measures import equity, selective
 
 
 class Pooled(NamedTuple):
@@ -56,6 +56,21 @@ def worst_group(value: np.ndarray, group: np.ndarray) -> float:
     return float(means.min()) if len(means) else np.nan
 
 
+def equity_scaled(value: np.ndarray, group: np.ndarray) -> float:
+    """The mean over the sum formula of `medcook.measures.equity`; the overall mean is of all rows with a group."""
+    return equity.equity_scaled(_overall(value, group), group_means(value, group))
+
+
+def equity_scaled_std(value: np.ndarray, group: np.ndarray) -> float:
+    """The mean over the standard-deviation formula of `medcook.measures.equity`."""
+    return equity.equity_scaled_std(_overall(value, group), group_means(value, group))
+
+
+def _overall(value: np.ndarray, group: np.ndarray) -> float:
+    known = value[group != ""]
+    return float(known.mean()) if len(known) else np.nan
+
+
 POOLED: dict[str, Pooled] = {
     "auc": Pooled(("score", "outcome"), auc),
     "rank_correlation": Pooled(("uncertainty", "error"), spearman),
@@ -63,6 +78,8 @@ POOLED: dict[str, Pooled] = {
     "handover_gain": Pooled(("uncertainty", "error"), selective.handover_gain),
     "dice_gap": Pooled(("dice", "group"), gap),
     "worst_group_dice": Pooled(("dice", "group"), worst_group),
+    "equity_scaled_dice": Pooled(("dice", "group"), equity_scaled),
+    "equity_scaled_dice_std": Pooled(("dice", "group"), equity_scaled_std),
 }
 """{metric: measure}; what a recipe names as its metric and finds here is pooled, everything else is averaged."""
 
