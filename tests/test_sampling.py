@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from tiny import TASK, train
 
 from medcook.methods import Supervised
 from medcook.methods.uncertainty import DeepEnsemble, MCDropout
 from medcook.sampling import case_samples, once
-from tiny import TASK, train
 
 
 @pytest.fixture(scope="module")

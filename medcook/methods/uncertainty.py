@@ -41,17 +41,17 @@ class Sampling(Method):
 class MCDropout(Sampling):
     """Dropout in the deep blocks of a U-Net, in training and in prediction (Gal and Ghahramani, ICML 2016).
 
-    rate  share of the feature maps that is dropped, whole maps at a time
-    deep  how many of the deepest blocks on the way down, and on the way up, drop
+    dropout  share of the feature maps that is dropped, whole maps at a time
+    deep     how many of the deepest blocks on the way down, and on the way up, drop
     """
 
-    rate: float = 0.3
+    dropout: float = 0.3
     deep: int = 2
 
     def build(self, inputs: int, classes: int, dims: int) -> nn.ModuleDict:
         nets = super().build(inputs, classes, dims)
         for net in nets.values():
-            add_dropout(net, self.rate, self.deep, dims)
+            add_dropout(net, self.dropout, self.deep, dims)
         return nets
 
     def samples(self, nets: nn.ModuleDict, images: Tensor, count: int) -> Tensor:
@@ -67,13 +67,13 @@ class MCDropout(Sampling):
                 layer.train(training)
 
 
-def add_dropout(net: nn.Module, rate: float, deep: int, dims: int) -> None:
+def add_dropout(net: nn.Module, share: float, deep: int, dims: int) -> None:
     """Put dropout of whole feature maps behind the `deep` deepest blocks on each side of our U-Net."""
     if not isinstance(net, UNet):
         raise MedcookError(f"Dropout has no place in a {type(net).__name__}.", "Take network='unet'.")
     drop = nn.Dropout2d if dims == 2 else nn.Dropout3d
     for block in [*net.down[-deep:], *net.up[-deep:]]:
-        block.append(drop(rate))
+        block.append(drop(share))
 
 
 @dataclass

@@ -30,6 +30,7 @@ from medcook.methods.uncertainty import (
 from medcook.tasks import Budget, Task
 from medcook.training import fit
 
+EVERY = (MCDropout, DeepEnsemble, TestTime, RandomRater, Tempered)
 TINY = {"channels": (4, 8, 8)}
 NOW = Moment(0, 10)
 
@@ -37,6 +38,12 @@ NOW = Moment(0, 10)
 def built(method, dims=2):
     torch.manual_seed(0)
     return method.build(1, 3, dims).eval()
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_all_train_as_the_baseline_does(kind):
+    plain = vars(Supervised())
+    assert {name: vars(kind())[name] for name in plain} == plain
 
 
 class TestDropout:
@@ -58,7 +65,7 @@ class TestDropout:
         assert torch.equal(once, again) and torch.equal(torch.rand(3), expected)
 
     def test_at_rate_zero_all_samples_are_the_plain_prediction(self, labelled):
-        method = MCDropout(**TINY, rate=0.0)
+        method = MCDropout(**TINY, dropout=0.0)
         nets = built(method)
         samples = method.samples(nets, labelled.images, 3)
         plain = Supervised.predict(method, nets, labelled.images)
