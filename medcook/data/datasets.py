@@ -22,6 +22,7 @@ READERS = {
     "chest_xray": "medcook.data.sets.chest_xray:ChestXray",
     "decathlon": "medcook.data.sets.decathlon:Decathlon",
     "embedded": "medcook.data.embedded:Embedded",
+    "fairseg": "medcook.data.sets.fairseg:FairSeg",
     "kits21": "medcook.data.sets.kits21:Kits21",
     "openkbp": "medcook.data.sets.openkbp:OpenKbp",
 }
