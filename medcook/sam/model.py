@@ -1,0 +1,189 @@
+"""The book's small SAM: the architecture of Segment Anything (Kirillov et al., ICCV 2023), scaled to a laptop.
+
+`SamModel` of transformers, with three changes. A convolution stem in place of the patch embedding, whose finer features
+join the mask decoder where it upscales (as in SAM 2) and a small refiner after it; prompts drawn as well as encoded
+(the last answer, the box, the clicks), because box tokens alone hardly begin to learn without SAM's billion masks; and
+position codes of low frequency, for the same reason. Encoder, prompt encoder and decoder stay SAM's, so that adapters,
+LoRA and prompts find the layers that their papers speak of.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import SamConfig, SamMaskDecoderConfig, SamModel, SamPromptEncoderConfig, SamVisionConfig
+
+PATCH = 16
+SIZE, DENSE, FINE = 10 * PATCH, 40, 80
+"""Sides of the input image, of the dense prompt and the decoder's masks, and of the refined masks."""
+MOST_POINTS = 8
+"""Points that become tokens; all points of a longer scribble are drawn into the dense prompt."""
+STEM = (48, 96)
+"""Channels of the stem at a quarter and an eighth of the resolution."""
+PADDING = -10
+"""Label of points that are not there (SamPromptEncoder turns their tokens into zeros)."""
+
+
+class Embedding(NamedTuple):
+    """What is computed once an image, by the side of the features: (B, hidden, 10, 10), (B, hidden / 4, 20, 20),
+    (B, hidden / 8, 40, 40) and (B, 16, 80, 80)."""
+
+    coarse: Tensor
+    eighth: Tensor
+    quarter: Tensor
+    fine: Tensor
+
+    def at(self, index: Tensor) -> "Embedding":
+        """The rows that `index` names: one for each prompt."""
+        return Embedding(*(part[index] for part in self))
+
+
+class Prompts(NamedTuple):
+    """One prompt a row: points (B, N, 2) x, y in input pixels; labels (B, N) 1, 0, PADDING; boxes (B, 4), maybe NaN;
+    dense (B, 3, DENSE, DENSE): earlier logits / 8, box (1 inside, -1 outside, 0 for none), clicks (1 and -1)."""
+
+    points: Tensor
+    labels: Tensor
+    boxes: Tensor
+    dense: Tensor
+
+
+class ConvStem(nn.Module):
+    """Image (B, 1, SIZE, SIZE) to tokens (B, 10, 10, width): strided convolutions, better than one patch projection when
+    data are few (Xiao et al., NeurIPS 2021). Keeps the finer features of the last image for the decoder."""
+
+    def __init__(self, width: int, fine: int = 16):
+        super().__init__()
+        sides = (1, fine, *STEM, width)
+        self.steps = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(i, o, 3, stride=2, padding=1), nn.GroupNorm(8, o), nn.GELU())
+            for i, o in zip(sides, sides[1:], strict=False)
+        )
+        self.finer: list[Tensor] = []
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        x, self.finer = pixel_values[:, :1], []
+        for step in self.steps:
+            x = step(x)
+            self.finer.append(x)
+        return self.finer.pop().permute(0, 2, 3, 1)
+
+
+class Refiner(nn.Module):
+    """Sharpens masks: (M, 1, DENSE, DENSE) logits and (M, fine, FINE, FINE) features to (M, 1, FINE, FINE) logits."""
+
+    def __init__(self, fine: int = 16, width: int = 16):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(fine + 1, width, 3, padding=1),
+            nn.GELU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.GELU(),
+            nn.Conv2d(width, 1, 3, padding=1),
+        )
+        nn.init.zeros_(self.layers[-1].weight)
+        nn.init.zeros_(self.layers[-1].bias)
+
+    def forward(self, logits: Tensor, fine: Tensor) -> Tensor:
+        larger = F.interpolate(logits, (FINE, FINE), mode="bilinear", align_corners=False)
+        return larger + self.layers(torch.cat([larger.clamp(-10, 10) / 5, fine], dim=1))
+
+
+def small_config(width: int = 192, depth: int = 8, heads: int = 6, hidden: int = 160) -> SamConfig:
+    """The sizes of the small SAM, as transformers' configuration."""
+    vision = SamVisionConfig(
+        hidden_size=width,
+        num_hidden_layers=depth,
+        num_attention_heads=heads,
+        image_size=SIZE,
+        patch_size=PATCH,
+        output_channels=hidden,
+        window_size=0,
+        global_attn_indexes=list(range(depth)),
+        use_rel_pos=False,
+        initializer_range=0.02,
+        num_pos_feats=hidden // 2,
+    )
+    prompt = SamPromptEncoderConfig(hidden_size=hidden, image_size=SIZE, patch_size=PATCH)
+    decoder = SamMaskDecoderConfig(
+        hidden_size=hidden, mlp_dim=4 * hidden, num_attention_heads=4, iou_head_hidden_dim=hidden
+    )
+    return SamConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder)
+
+
+class SmallSam(nn.Module):
+    """Image to embedding, embedding and prompts to masks. `sam` is the SamModel that adaptations work on."""
+
+    def __init__(self, config: SamConfig | None = None):
+        super().__init__()
+        config = config or small_config()
+        self.sam = SamModel._from_config(config, attn_implementation="eager")  # the fused kernel is slow on CPUs
+        self.sam.vision_encoder.patch_embed = ConvStem(config.vision_config.hidden_size)
+        embed = self.sam.prompt_encoder.mask_embed
+        embed.conv1 = nn.Conv2d(3, embed.conv1.out_channels, kernel_size=2, stride=2)
+        hidden = config.mask_decoder_config.hidden_size
+        self.skips = nn.ModuleList([nn.Conv2d(STEM[1], hidden // 4, 1), nn.Conv2d(STEM[0], hidden // 8, 1)])
+        self.drawn = nn.Conv2d(3, hidden // 8, 3, padding=1)
+        self.refiner = Refiner()
+        codes = self.sam.shared_image_embedding.positional_embedding
+        codes.data.div_(config.vision_config.scale)  # transformers draws them `scale` times as wide as SAM does
+        nn.init.trunc_normal_(self.sam.vision_encoder.pos_embed, std=0.02)
+        self.sam.prompt_encoder.shared_embedding.positional_embedding = codes
+
+    def embed(self, images: Tensor) -> Embedding:
+        """(B, 1, SIZE, SIZE), zero mean and unit variance each, to their embedding."""
+        encoder = self.sam.vision_encoder
+        coarse = encoder(images).last_hidden_state
+        fine, quarter, eighth = encoder.patch_embed.finer
+        return Embedding(coarse, self.skips[0](eighth), self.skips[1](quarter), fine)
+
+    def decode(self, embedding: Embedding, prompts: Prompts) -> tuple[Tensor, Tensor]:
+        """Logits (B, 4, DENSE, DENSE) and predicted IoU (B, 4) of all masks: the single one, then three of several sizes."""
+        sparse, dense = self.sam.prompt_encoder(
+            input_points=prompts.points[:, None],
+            input_labels=prompts.labels[:, None],
+            input_boxes=None,
+            input_masks=prompts.dense,
+        )
+        sparse = torch.cat([sparse, self.box_tokens(prompts.boxes)], dim=2)
+        quarter = embedding.quarter + self.drawn(prompts.dense)
+        return all_masks(self.sam, embedding._replace(coarse=embedding.coarse + dense, quarter=quarter), sparse)
+
+    def box_tokens(self, boxes: Tensor) -> Tensor:
+        """(B, 1, 2, hidden) corner tokens; those of no box (NaN) are SAM's token for no point."""
+        encoder = self.sam.prompt_encoder
+        none = boxes.isnan().any(1)
+        corners = (boxes.nan_to_num() + 0.5).view(-1, 1, 2, 2)
+        code = encoder.shared_embedding(corners, (SIZE, SIZE))
+        code = code + torch.stack([encoder.point_embed[2].weight[0], encoder.point_embed[3].weight[0]])
+        return torch.where(none.view(-1, 1, 1, 1), encoder.not_a_point_embed.weight, code)
+
+    def refine(self, logits: Tensor, embedding: Embedding) -> Tensor:
+        """(B, K, DENSE, DENSE) logits to (B, K, FINE, FINE) with the fine features."""
+        count = logits.shape[1]
+        fine = embedding.fine.repeat_interleave(count, dim=0)
+        return self.refiner(logits.flatten(0, 1)[:, None], fine).view(-1, count, FINE, FINE)
+
+
+def all_masks(sam: SamModel, embedding: Embedding, prompts: Tensor) -> tuple[Tensor, Tensor]:
+    """SAM's mask decoder with all its masks: (B, K, DENSE, DENSE) logits and (B, K) predicted IoU.
+
+    embedding with the dense prompts added, prompts (B, 1, tokens, hidden). The decoder of transformers gives out either
+    the single mask or the other three, and knows no finer features.
+    """
+    decoder, image = sam.mask_decoder, embedding.coarse
+    side = image.shape[-1]
+    tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).expand(len(prompts), 1, -1, -1)
+    attended, image = decoder.transformer(
+        point_embeddings=torch.cat([tokens.to(prompts.dtype), prompts], dim=2),
+        image_embeddings=image,
+        image_positional_embeddings=sam.get_image_wide_positional_embeddings().expand_as(image),
+        attention_similarity=None,
+    )
+    image = image.transpose(2, 3).reshape(len(prompts), -1, side, side)
+    image = decoder.activation(decoder.upscale_layer_norm(decoder.upscale_conv1(image) + embedding.eighth))
+    image = decoder.activation(decoder.upscale_conv2(image) + embedding.quarter)
+    heads = decoder.output_hypernetworks_mlps
+    weights = torch.stack([head(attended[:, 0, 1 + k]) for k, head in enumerate(heads)], dim=1)
+    return torch.einsum("bkc,bchw->bkhw", weights, image), decoder.iou_prediction_head(attended[:, 0, 0])

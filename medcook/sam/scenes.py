@@ -1,0 +1,260 @@
+"""Synthetic scenes: everything that the book's small SAM has ever seen. No real image is used.
+
+A scene is a map of numbered regions and a list of targets, each a set of regions: random closed curves, boxes, tubes,
+rings with something inside, nested and paired objects over a background of tissue-like regions, all under one smooth
+random deformation. Its appearance is drawn apart from it, in the spirit of SynthSeg (Billot et al. 2023) and
+ScribblePrompt (Wong et al. 2024): each region gets its own grey value and texture, then come a bias field, blur, a
+coarser resolution and noise. Scene and appearance are functions of their seeds.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+
+SIZE = 160
+SMALLEST, LARGEST = 30, 0.6
+"""Areas of a target: pixels, and share of the image."""
+
+Shape = np.ndarray
+"""(SIZE, SIZE) bool."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """regions (SIZE, SIZE) uint8, numbered from 0; targets are tuples of region numbers."""
+
+    regions: np.ndarray
+    targets: tuple[tuple[int, ...], ...]
+
+    def mask(self, target: int) -> np.ndarray:
+        """(SIZE, SIZE) bool of one target."""
+        chosen = np.zeros(256, bool)
+        chosen[list(self.targets[target])] = True
+        return chosen[self.regions]
+
+
+def scene(seed: int) -> Scene:
+    """The scene of a seed: background regions, then two to seven objects, the later ones in front."""
+    rng = np.random.default_rng([17, seed])
+    x, y = warped_grid(rng)
+    painter = Painter(partition(rng, int(rng.integers(1, 6))))
+    for _ in range(int(rng.integers(2, 8))):
+        kind = rng.choice(len(KINDS), p=CHANCES)
+        KINDS[kind](painter, x, y, rng)
+    return painter.finish()
+
+
+class Painter:
+    """Paints objects over a background and remembers which regions belong together."""
+
+    def __init__(self, background: np.ndarray):
+        self.regions = background.astype(np.uint8)
+        self.count = self.tissues = int(background.max()) + 1
+        self.targets = [(number,) for number in range(self.count)]
+
+    def paint(self, shape: Shape) -> int:
+        """A new region; its number."""
+        self.regions[shape] = self.count
+        self.count += 1
+        return self.count - 1
+
+    def target(self, *numbers: int) -> None:
+        self.targets.append(numbers)
+
+    def finish(self) -> Scene:
+        """The scene with the targets of a sensible size; tissue counts where most of it hangs together."""
+        areas = np.bincount(self.regions.ravel(), minlength=self.count)
+        keep = [t for t in self.targets if SMALLEST <= areas[list(t)].sum() <= LARGEST * self.regions.size]
+        keep = [t for t in keep if t[0] >= self.tissues or in_one_piece(self.regions == t[0])]
+        if not keep:  # everything was covered or cut off: one plain disc in the middle
+            rows, columns = np.ogrid[:SIZE, :SIZE]
+            keep = [(self.paint((rows - SIZE / 2) ** 2 + (columns - SIZE / 2) ** 2 < (SIZE / 6) ** 2),)]
+        return Scene(self.regions, tuple(keep))
+
+
+def in_one_piece(mask: Shape, share: float = 0.9) -> bool:
+    """Whether the largest connected part holds at least `share` of a mask."""
+    parts, _ = ndimage.label(mask)
+    sizes = np.bincount(parts.ravel())[1:]
+    return sizes.max() >= share * sizes.sum()
+
+
+def warped_grid(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates x and y from -1 to 1, smoothly deformed: straight shapes on them come out bent."""
+    y, x = np.meshgrid(*[np.linspace(-1, 1, SIZE, dtype=np.float32)] * 2, indexing="ij")
+    strength = rng.uniform(0, 0.25)
+    return x + strength * smooth(rng, int(rng.integers(2, 6))), y + strength * smooth(rng, int(rng.integers(2, 6)))
+
+
+def smooth(rng: np.random.Generator, knots: int) -> np.ndarray:
+    """(SIZE, SIZE) smooth random field with standard deviation near 1: `knots` values a side, interpolated."""
+    values = torch.from_numpy(rng.standard_normal((1, 1, knots + 1, knots + 1)).astype(np.float32))
+    return F.interpolate(values, (SIZE, SIZE), mode="bicubic", align_corners=True)[0, 0].numpy()
+
+
+def partition(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Tissue-like regions: where each of `count` smooth fields is the largest."""
+    if count == 1:
+        return np.zeros((SIZE, SIZE), np.uint8)
+    return np.stack([smooth(rng, int(rng.integers(2, 7))) for _ in range(count)]).argmax(0)
+
+
+def outline(x, y, rng: np.random.Generator, radius: float, centre, rough: float) -> np.ndarray:
+    """Level of a random closed curve: below 1 inside. An ellipse whose radius has a few random waves."""
+    turn, stretch = rng.uniform(0, np.pi), np.exp(rng.uniform(-0.5, 0.5))
+    u = (x - centre[0]) * np.cos(turn) + (y - centre[1]) * np.sin(turn)
+    v = (y - centre[1]) * np.cos(turn) - (x - centre[0]) * np.sin(turn)
+    u, v = u / (radius * stretch), v / (radius / stretch)
+    angle, wave = np.arctan2(v, u), 1.0
+    for order in range(2, 6):
+        wave = wave + rough * rng.normal() / order * np.cos(order * angle + rng.uniform(0, 2 * np.pi))
+    return np.hypot(u, v) / np.maximum(wave, 0.3)
+
+
+def place(rng: np.random.Generator) -> tuple[float, np.ndarray, float]:
+    """Radius (small ones more often), centre and roughness of an object."""
+    return (
+        float(np.exp(rng.uniform(np.log(0.05), np.log(0.6)))),
+        rng.uniform(-0.75, 0.75, 2),
+        rng.choice([0.0, 0.2, 0.5]),
+    )
+
+
+def blob(painter: Painter, x, y, rng) -> None:
+    """One closed curve."""
+    painter.target(painter.paint(outline(x, y, rng, *place(rng)) < 1))
+
+
+def block(painter: Painter, x, y, rng) -> None:
+    """A box, or something between a box and an ellipse."""
+    radius, centre, _ = place(rng)
+    turn, power, stretch = rng.uniform(0, np.pi), rng.uniform(2, 8), np.exp(rng.uniform(-0.8, 0.8))
+    u = (x - centre[0]) * np.cos(turn) + (y - centre[1]) * np.sin(turn)
+    v = (y - centre[1]) * np.cos(turn) - (x - centre[0]) * np.sin(turn)
+    inside = np.abs(u / (radius * stretch)) ** power + np.abs(v / (radius / stretch)) ** power < 1
+    painter.target(painter.paint(inside))
+
+
+def tube(painter: Painter, x, y, rng) -> None:
+    """A wavy band of finite length; sometimes thicker at one end."""
+    turn, centre = rng.uniform(0, np.pi), rng.uniform(-0.6, 0.6, 2)
+    u = (x - centre[0]) * np.cos(turn) + (y - centre[1]) * np.sin(turn)
+    v = (y - centre[1]) * np.cos(turn) - (x - centre[0]) * np.sin(turn)
+    length, width = rng.uniform(0.2, 1.2), np.exp(rng.uniform(np.log(0.025), np.log(0.12)))
+    bend = rng.uniform(0, 0.25) * np.sin(rng.uniform(1, 6) * u + rng.uniform(0, 6))
+    taper = 1 + rng.uniform(-0.7, 0.7) * u / length
+    painter.target(painter.paint((np.abs(v - bend) < width * taper) & (np.abs(u) < length)))
+
+
+def ring(painter: Painter, x, y, rng) -> None:
+    """A wall around a cavity, sometimes open, sometimes with a neighbour that hugs it; each alone and both together."""
+    radius, centre, rough = place(rng)
+    radius = max(radius, 0.12)
+    rough *= 0.4
+    state = rng.bit_generator.state
+    level = outline(x, y, rng, radius, centre, rough)
+    if rng.random() < 0.5:
+        hug = rng.uniform(0.5, 1.2) * radius * np.array([np.cos(t := rng.uniform(0, 6.28)), np.sin(t)])
+        painter.target(painter.paint(outline(x, y, rng, radius * rng.uniform(0.5, 1.0), centre + hug, rough) < 1))
+    wall = painter.paint(level < 1)
+    thin = rng.uniform(0.45, 0.9)
+    again = np.random.default_rng()
+    again.bit_generator.state = state
+    shift = rng.normal(0, 0.04, 2) * radius
+    inner = outline(x, y, again, radius * thin, centre + shift, rough) < 1
+    cavity = painter.paint(inner & (level < 1))
+    painter.target(wall)
+    painter.target(cavity)
+    if rng.random() < 0.25:  # open: a mandible, a horseshoe
+        start, width = rng.uniform(-np.pi, np.pi), rng.uniform(0.5, 2.5)
+        angle = (np.arctan2(y - centre[1], x - centre[0]) - start) % (2 * np.pi)
+        painter.regions[(painter.regions == wall) & (angle < width)] = cavity
+    else:
+        painter.target(wall, cavity)
+
+
+def nested(painter: Painter, x, y, rng) -> None:
+    """An object with one to three smaller ones in it: a lesion in an organ, nuclei in a cell."""
+    radius, centre, rough = place(rng)
+    radius = max(radius, 0.15)
+    level = outline(x, y, rng, radius, centre, rough)
+    numbers = [painter.paint(level < 1)]
+    for _ in range(int(rng.integers(1, 4))):
+        inside = centre + rng.uniform(-0.5, 0.5, 2) * radius
+        part = outline(x, y, rng, radius * rng.uniform(0.15, 0.5), inside, rough) < 1
+        numbers.append(painter.paint(part & (level < 1)))
+        painter.target(numbers[-1])
+    painter.target(*numbers)
+
+
+def pair(painter: Painter, x, y, rng) -> None:
+    """Two like objects left and right of an axis: one target together, and each alone."""
+    radius, centre, rough = place(rng)
+    radius, apart = max(radius, 0.1), rng.uniform(1.0, 1.8)
+    lean = rng.normal(0, 0.15)
+    state = rng.bit_generator.state
+    sides = []
+    for side in (-1, 1):
+        same = np.random.default_rng()
+        same.bit_generator.state = state
+        middle = centre * np.array([0.3, 1.0])
+        u, v = side * (x - middle[0]), y - middle[1]
+        sides.append(painter.paint(outline(u, v + lean * u, same, radius, (apart * radius / 1.5, 0.0), rough) < 1))
+    painter.target(*sides)
+    painter.target(sides[int(rng.integers(2))])
+
+
+KINDS = (blob, block, tube, ring, nested, pair)
+CHANCES = (0.27, 0.08, 0.13, 0.24, 0.14, 0.14)
+
+
+def appearance(regions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """An image (SIZE, SIZE) float32 of a scene, zero mean and unit variance."""
+    count = int(regions.max()) + 1
+    grey = rng.uniform(0, 1, count).astype(np.float32)
+    if rng.random() < 0.3:  # few grey values, as where many tissues look alike
+        grey = np.round(grey * (levels := rng.integers(2, 5))) / levels + rng.normal(0, 0.04, count).astype(np.float32)
+    image = grey[regions]
+    amount = (rng.exponential(0.08, count) * (rng.random(count) < 0.7)).astype(np.float32)
+    for scale in rng.choice([5, 10, 20, 40, 80], 2, replace=False):
+        image += amount[regions] * smooth(rng, int(scale)) if scale < 40 else amount[regions] * grain(rng, int(scale))
+    if rng.random() < 0.6:
+        image *= np.exp(rng.uniform(0, 0.35) * smooth(rng, int(rng.integers(1, 4))))
+    if rng.random() < 0.4:
+        image = coarse(image, rng.uniform(1.3, 4))
+    elif rng.random() < 0.7:
+        image = ndimage.gaussian_filter(image, rng.uniform(0.3, 1.6))
+    image = noisy(image, rng)
+    if rng.random() < 0.5:
+        low, high = image.min(), image.max()
+        image = ((image - low) / (high - low + 1e-6)) ** np.exp(rng.uniform(-0.6, 0.6))
+    return ((image - image.mean()) / (image.std() + 1e-6)).astype(np.float32)
+
+
+def grain(rng: np.random.Generator, cells: int) -> np.ndarray:
+    """(SIZE, SIZE) blocky random texture, `cells` values a side."""
+    return np.kron(rng.standard_normal((cells, cells)), np.ones((SIZE // cells,) * 2)).astype(np.float32)
+
+
+def coarse(image: np.ndarray, factor: float) -> np.ndarray:
+    """The image as a scanner of `factor` times coarser pixels shows it, interpolated back."""
+    small = max(20, round(SIZE / factor))
+    soft = torch.from_numpy(ndimage.gaussian_filter(image, factor / 2.5))[None, None]
+    seen = F.interpolate(soft, (small, small), mode="bilinear", align_corners=False)
+    return F.interpolate(seen, (SIZE, SIZE), mode="bilinear", align_corners=False)[0, 0].numpy()
+
+
+def noisy(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Gaussian, Rician or speckle noise, or none."""
+    level, kind = rng.exponential(0.06) * image.std() * 3, rng.integers(4)
+    field = rng.standard_normal((2, *image.shape), dtype=np.float32) * np.float32(level)
+    if kind == 1:
+        return image + field[0]
+    if kind == 2:
+        return np.hypot(image + field[0], field[1])
+    if kind == 3:
+        return image * (1 + ndimage.gaussian_filter(field[0], rng.uniform(0, 1.2)) * 2)
+    return image
