@@ -97,7 +97,8 @@ class GroupTask(CohortTask):
 
     def group_of(self, attributes: dict) -> str:
         """The name of the group that attributes belong to; empty where the attribute is not known."""
-        return str(attributes.get(self.attribute) or "")
+        value = attributes.get(self.attribute)
+        return "" if value is None else str(value)
 
     def samples(self, role: str) -> Samples:
         samples = super().samples(role)

@@ -83,6 +83,11 @@ def test_groups_come_with_their_samples():
         assert names == [cases[number].attributes["site"] for number in samples.case_of]
 
 
+def test_false_is_a_group_and_not_unknown():
+    task = GroupTask("embedded", attribute="sick")
+    assert [task.group_of({"sick": sick}) for sick in (False, True, None)] == ["False", "True", ""]
+
+
 def test_the_unknown_are_a_group_of_their_own():
     task = GroupTask("embedded", attribute="shoe size")
     assert task.group_names == ("",) and set(task.samples("val").groups.tolist()) == {0}
