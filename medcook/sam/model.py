@@ -50,8 +50,8 @@ class Prompts(NamedTuple):
 
 
 class ConvStem(nn.Module):
-    """Image (B, 1, SIZE, SIZE) to tokens (B, 10, 10, width): strided convolutions, better than one patch projection when
-    data are few (Xiao et al., NeurIPS 2021). Keeps the finer features of the last image for the decoder."""
+    """Image (B, 1, SIZE, SIZE) to tokens (B, 10, 10, width) by strided convolutions, better than one projection of a
+    patch when data are few (Xiao et al., NeurIPS 2021). Keeps the finer features of the last image for the decoder."""
 
     def __init__(self, width: int, fine: int = 16):
         super().__init__()
@@ -139,7 +139,7 @@ class SmallSam(nn.Module):
         return Embedding(coarse, self.skips[0](eighth), self.skips[1](quarter), fine)
 
     def decode(self, embedding: Embedding, prompts: Prompts) -> tuple[Tensor, Tensor]:
-        """Logits (B, 4, DENSE, DENSE) and predicted IoU (B, 4) of all masks: the single one, then three of several sizes."""
+        """Logits (B, 4, DENSE, DENSE) and predicted IoU (B, 4) of all masks: the single one, then three sizes of it."""
         sparse, dense = self.sam.prompt_encoder(
             input_points=prompts.points[:, None],
             input_labels=prompts.labels[:, None],

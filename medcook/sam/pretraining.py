@@ -209,8 +209,12 @@ def iou(logits: Tensor, truth: Tensor) -> Tensor:
     return (guess & real).sum((-2, -1)) / (guess | real).sum((-2, -1)).clamp_min(1)
 
 
-def pretrain(plan: Plan, folder: Path, minutes: float | None = None, device: str = "cpu") -> SmallSam:
+def pretrain(
+    plan: Plan, folder: Path, minutes: float | None = None, device: str = "cpu", low_precision: bool | None = None
+) -> SmallSam:
     """Train for the plan's steps, or for so many minutes; goes on from folder/state.pt where that is there.
+
+    low_precision  bfloat16; if nothing is said, on a GPU and where it was timed to be faster
 
     Writes folder/log.jsonl (one line every 20 steps) and state.pt. Returns the moving average of the weights.
     """
@@ -228,7 +232,8 @@ def pretrain(plan: Plan, folder: Path, minutes: float | None = None, device: str
         step, seconds = state["step"], state["seconds"]
     began = saved = time.monotonic()
     spent = lambda: seconds + time.monotonic() - began  # noqa: E731
-    losses, scores, low_precision = [], [], device != "cpu" or _bfloat16_pays()
+    losses, scores = [], []
+    low_precision = device != "cpu" or _bfloat16_pays() if low_precision is None else low_precision
     bar = tqdm(range(step, plan.steps), initial=step, total=plan.steps, mininterval=30)
     for step in bar:
         for group in optimiser.param_groups:
