@@ -20,7 +20,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image, ImageFilter
 
-from medcook import paths
+from medcook import paths, pooled
 from medcook.errors import MedcookError
 from medcook.records import Summary, read
 
@@ -99,7 +99,8 @@ def draw_arms(summary: Summary, frame: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(7, 1.4 + 0.5 * len(summary.arms)), layout="constrained")
     axes = figure.add_subplot()
     for row, (name, arm) in enumerate(summary.arms.items()):
-        values = frame.loc[frame["arm"] == name].groupby("replicate")[summary.metric].mean()
+        mine = frame.loc[frame["arm"] == name].groupby("replicate")
+        values = [pooled.value(rows, summary.metric) for _, rows in mine]
         axes.plot(values, np.full(len(values), row + 0.18), "o", color="0.6", markersize=4)
         low, high = (arm.mean if bound is None else bound for bound in (arm.low, arm.high))
         axes.errorbar(arm.mean, row, xerr=[[arm.mean - low], [high - arm.mean]], fmt="s", color="C0", capsize=3)

@@ -75,6 +75,7 @@ POOLED: dict[str, Pooled] = {
     "auc": Pooled(("score", "outcome"), auc),
     "rank_correlation": Pooled(("uncertainty", "error"), spearman),
     "aurc": Pooled(("uncertainty", "error"), selective.aurc),
+    "ece_dice_correlation": Pooled(("ece", "dice"), spearman),
     "handover_gain": Pooled(("uncertainty", "error"), selective.handover_gain),
     "dice_gap": Pooled(("dice", "group"), gap),
     "worst_group_dice": Pooled(("dice", "group"), worst_group),

@@ -76,16 +76,12 @@ def _arm(metric: str, frame: pd.DataFrame, runs: list[Record], identity: Identit
         "false_alarms": int(frame.false_alarm.sum()),
         "rows": len(frame),
         "patients": estimate.n_patients,
-        "structures": {name: _value(part, metric) for name, part in frame.groupby("structure", sort=False)},
+        "structures": {name: pooled.value(part, metric) for name, part in frame.groupby("structure", sort=False)},
         "selected": sum(selected) / len(selected) if selected else None,
         "cost": _mean_cost(runs),
         **identity._asdict(),
     }
     return ArmResult(**tidy(content))
-
-
-def _value(frame: pd.DataFrame, metric: str) -> float:
-    return pooled.measure(frame, metric) if metric in pooled.POOLED else frame[metric].mean()
 
 
 def _mean_cost(runs: list[Record]) -> dict[str, float]:

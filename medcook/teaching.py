@@ -36,18 +36,15 @@ def with_interval(value: float | None, low: float | None, high: float | None, si
 
 
 def evidence_table(paper: str, profile: str = "full") -> pd.DataFrame:
-    """One row an arm of the committed evidence: mean with interval, HD95 in which a miss counts, misses, n, cost."""
+    """One row an arm of the committed evidence: mean with interval, n, cost; of segmentations also HD95 and misses."""
     summary = need_summary(paper, profile)
     cases = evidence_frame(paper, profile)
-    distance, unit = cases.groupby("arm")["hd95"].mean(), cases["unit"].iloc[0]
+    segmented = "hd95" in cases
     rows = [
         {
             "arm": name,
-            f"{summary.metric} [95% interval]": with_interval(arm.mean, arm.low, arm.high),
-            "val-selected": "–" if arm.selected is None else f"{arm.selected:.3f}",
-            **{structure: f"{value:.3f}" for structure, value in arm.structures.items()},
-            f"HD95, {unit}": f"{distance[name]:.1f}",
-            "missed": f"{arm.missed} of {arm.rows}".replace(" ", NO_BREAK),
+            f"{summary.metric.replace('_', ' ')} [95% interval]": with_interval(arm.mean, arm.low, arm.high),
+            **(_segmentation(cases[cases["arm"] == name], arm) if segmented else {}),
             "patients": arm.patients,
             "steps": int(arm.cost["steps"]),
             f"seconds on {arm.cost['threads']:.0f} core": round(arm.cost["seconds"]),
@@ -55,6 +52,16 @@ def evidence_table(paper: str, profile: str = "full") -> pd.DataFrame:
         for name, arm in summary.arms.items()
     ]
     return pd.DataFrame(rows).set_index("arm")
+
+
+def _segmentation(cases: pd.DataFrame, arm) -> dict:
+    """Columns of an arm that was scored on label maps; a miss counts in HD95 with the image diagonal."""
+    return {
+        "val-selected": "–" if arm.selected is None else f"{arm.selected:.3f}",
+        **{structure: f"{value:.3f}" for structure, value in arm.structures.items()},
+        f"HD95, {cases['unit'].iloc[0]}": f"{cases['hd95'].mean():.1f}",
+        "missed": f"{arm.missed} of {arm.rows}".replace(" ", NO_BREAK),
+    }
 
 
 def verdict_table(*papers: str, profile: str = "full") -> pd.DataFrame:

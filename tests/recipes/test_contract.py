@@ -35,7 +35,7 @@ def test_it_compares_arms_that_exist(recipe):
     for pair in (recipe.compare, recipe.ablation):
         assert pair is None or (len(set(pair)) == 2 and set(pair) <= set(recipe.arms))
     assert recipe.compare or not recipe.ablation
-    assert recipe.metric in MEASURES
+    assert recipe.metric in MEASURES or recipe.score
     assert recipe.margin > 0 or recipe.expect in ("superior", "association")
 
 
