@@ -124,16 +124,14 @@ def comparison_figure(frame: pd.DataFrame, summary: Summary, ceiling: str, metri
 
 def forest(summaries: Sequence[Summary]) -> Figure:
     """What each paper's method gains over its comparator (squares) and over itself without the claimed ingredient
-    (circles), with 95% intervals; right of zero is better. Dice and distances stand apart."""
-    groups = {
-        "Dice": [s for s in summaries if s.metric not in LOWER_IS_BETTER],
-        "distance": [s for s in summaries if s.metric in LOWER_IS_BETTER],
-    }
-    groups = {name: members for name, members in groups.items() if members}
+    (circles), with 95% intervals; right of zero is better. Each metric has an axis of its own."""
+    groups: dict[str, list[Summary]] = {}
+    for summary in summaries:
+        groups.setdefault(summary.metric, []).append(summary)
     heights = [len(members) for members in groups.values()]
     options = dict(height_ratios=heights, squeeze=False)
     figure, grid = plots.panels(len(groups), 1, size=(8, 1.2 + 0.55 * sum(heights)), **options)
-    for axes, (name, members) in zip(grid[:, 0], groups.items(), strict=True):
+    for axes, members in zip(grid[:, 0], groups.values(), strict=True):
         axes.axvline(0, color="0.6", linewidth=1)
         for row, summary in enumerate(members):
             for part, offset, marker, number in ((summary.comparison, -0.13, "s", 0), (summary.ablation, 0.13, "o", 1)):
@@ -141,8 +139,7 @@ def forest(summaries: Sequence[Summary]) -> Figure:
                     _gain(axes, part, summary.metric, row + offset, marker, plots.colour(number))
         axes.set_yticks(range(len(members)), [f"{s.paper}\n{s.comparison.b}" for s in members], fontsize=8)
         axes.set_ylim(len(members) - 0.5, -0.5)
-        unit = "Dice" if name == "Dice" else f"{members[0].unit or 'pixels'} of distance saved"
-        axes.set_xlabel(f"gain, {unit}", fontsize=8)
+        axes.set_xlabel(gain_label(members[0]), fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     handles = [
         Line2D([], [], color=plots.colour(0), marker="s", label="over the comparator named under the paper"),
@@ -150,6 +147,16 @@ def forest(summaries: Sequence[Summary]) -> Figure:
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False, fontsize=8)
     return plots.credit(figure, *dict.fromkeys(summary.dataset for summary in summaries))
+
+
+def gain_label(summary: Summary) -> str:
+    """What a gain in the summary's metric is called."""
+    if summary.metric == "dice":
+        return "gain, Dice"
+    if summary.metric in ("hd95", "assd"):
+        return f"gain, {summary.unit or 'pixels'} of distance saved"
+    name = summary.metric.replace("_", " ")
+    return f"gain, {name} saved" if summary.metric in LOWER_IS_BETTER else f"gain, {name}"
 
 
 def _gain(axes, part: Comparison, metric: str, height: float, marker: str, colour: str) -> None:
