@@ -96,14 +96,15 @@ class DeepEnsemble(Sampling):
         return nn.ModuleDict({"model": members, "average": deepcopy(members).requires_grad_(False)})
 
     def augment(self, batch: Batch, rng: torch.Generator) -> Batch:
-        """(members * B, ...): the batch once for each member, in views of its own."""
-        return super().augment(Batch(*(_repeated(part, self.members) for part in batch)), rng)
+        """The cases as they are: each member makes its own view of them in `training_step`."""
+        return batch
 
     def training_step(self, nets: nn.ModuleDict, labelled: Batch, unlabelled: Batch | None, now: Moment) -> Tensor:
-        """The mean of the members' losses."""
-        views = zip(labelled.images.chunk(self.members), labelled.labels.chunk(self.members), strict=True)
-        loss = find_loss(self.loss)
-        losses = [loss(net(images).float(), labels) for net, (images, labels) in zip(nets["model"], views, strict=True)]
+        """The mean of the members' losses, each on a view of its own."""
+        losses = []
+        for net in nets["model"]:
+            seen = super().augment(labelled, torch.Generator().manual_seed(int(torch.randint(2**31, (1,)))))
+            losses.append(find_loss(self.loss)(net(seen.images).float(), seen.labels))
         return torch.stack(losses).mean()
 
     def samples(self, nets: nn.ModuleDict, images: Tensor, count: int) -> Tensor:
@@ -113,10 +114,6 @@ class DeepEnsemble(Sampling):
 
     def predict(self, nets: nn.ModuleDict, images: Tensor) -> Tensor:
         return self.samples(nets, images, self.members).mean(0)
-
-
-def _repeated(part: Tensor | None, times: int) -> Tensor | None:
-    return None if part is None else part.repeat(times, *[1] * (part.ndim - 1))
 
 
 @dataclass
