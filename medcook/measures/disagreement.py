@@ -50,13 +50,18 @@ def jaccard_distances(one, other) -> np.ndarray:
     one, other = (np.asarray(maps).reshape(len(maps), -1) for maps in (one, other))
     known_one, known_other = ((maps != IGNORE).astype(np.float32) for maps in (one, other))
     total, structures = np.zeros((len(one), len(other))), np.zeros((len(one), len(other)))
-    for value in sorted({*np.unique(one), *np.unique(other)} - {0, IGNORE}):
+    for value in sorted((_values(one) | _values(other)) - {0, IGNORE}):
         mine, theirs = ((maps == value).astype(np.float32) for maps in (one, other))
         both = mine @ theirs.T
         either = mine @ known_other.T + known_one @ theirs.T - both
         total += np.where(either > 0, 1 - both / np.maximum(either, 1), 0)
         structures += either > 0
     return total / np.maximum(structures, 1)
+
+
+def _values(maps: np.ndarray) -> set[int]:
+    """The values in label maps."""
+    return set(np.flatnonzero(np.bincount(maps.reshape(-1))).tolist())
 
 
 def energy_distance(samples, raters, distance: Callable[..., np.ndarray] = jaccard_distances) -> float:
@@ -77,7 +82,7 @@ def consensus(raters, unanimous: bool = False) -> np.ndarray:
     A rater's `IGNORE` is no vote; voxels on which nobody voted are `IGNORE`.
     """
     raters = np.asarray(raters)
-    values = sorted({0, *np.unique(raters)} - {IGNORE})
+    values = sorted((_values(raters) | {0}) - {IGNORE})
     votes = np.stack([(raters == value).sum(0) for value in values])
     top = votes.max(0)
     found = np.array(values, dtype=np.uint8)[votes.argmax(0)]
