@@ -1,0 +1,106 @@
+"""Asking the small SAM about images of any size: where answers lie, what is remembered, what is refused."""
+
+import numpy as np
+import pytest
+import torch
+
+from medcook.errors import MedcookError
+from medcook.sam.model import DENSE, MOST_POINTS, PADDING, SIZE, SmallSam
+from medcook.sam.predictor import Predictor, box_window, encode, fit_in, moved, restore, thinned
+from medcook.sam.prompts import Prompt
+
+SHAPE = (90, 120)
+ROWS, COLUMNS = np.indices(SHAPE) + 0.5
+DISC = (ROWS - 30) ** 2 + (COLUMNS - 80) ** 2 < 10**2
+IMAGE = (DISC * 1.0 + np.random.default_rng(0).normal(0, 0.1, SHAPE)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return SmallSam()
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        Prompt(foreground=((80, 30),)),
+        Prompt(foreground=((80, 30), (82, 33)), background=((20, 20),)),
+        Prompt(box=(70, 20, 90, 40)),
+        Prompt(box=(0, 0, 120, 90)),
+        Prompt(mask=DISC),
+        Prompt(foreground=tuple((70.0 + k, 30.0) for k in range(20))),
+    ],
+)
+def test_every_prompt_gets_an_answer_on_the_images_own_grid(model, prompt):
+    answer = Predictor(model)(IMAGE, prompt)
+    assert answer.masks.shape[1:] == answer.logits.shape[1:] == SHAPE and answer.mask.dtype == bool
+    assert len(answer.masks) == len(answer.iou) == (3 if prompt == Prompt(foreground=((80, 30),)) else 1)
+    assert (np.diff(answer.iou) <= 0).all() and (answer.iou >= 0).all() and (answer.iou <= 1).all()
+
+
+def test_an_image_is_embedded_once(model):
+    predictor, asked = Predictor(model, zoom=False), []
+    embed, model.embed = model.embed, lambda images: asked.append(1) or embed(images)
+    try:
+        for x in (70, 80):
+            predictor(IMAGE, Prompt(foreground=((x, 30),)))
+        predictor(IMAGE + 1, Prompt(foreground=((70, 30),)))
+    finally:
+        del model.embed
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (np.zeros((4, 40, 40), np.float32), "3 dimensions"),
+        (np.full((40, 40), np.nan, np.float32), "NaN"),
+        (np.zeros((4, 40), np.float32), "only 40 x 4 pixels"),
+    ],
+)
+def test_what_is_no_image_is_said(model, image, words):
+    with pytest.raises(MedcookError, match=words):
+        Predictor(model)(image, Prompt(foreground=((2, 2),)))
+
+
+def test_a_prompt_is_checked_before_anything_is_computed(model):
+    with pytest.raises(MedcookError, match="outside"):
+        Predictor(model)(IMAGE, Prompt(foreground=((400, 2),)))
+
+
+def test_small_boxes_are_looked_at_closely():
+    assert box_window((0, 0, 120, 90), SHAPE) is None
+    left, top, right, bottom = window = box_window((70, 20, 90, 40), SHAPE)
+    assert (right - left, bottom - top) == (40, 40) and left <= 70 and right >= 90 and top <= 20 and bottom >= 40
+    corner = box_window((110, 80, 120, 90), SHAPE)
+    assert corner[2] == 120 and corner[3] == 90
+    inner = moved(Prompt(foreground=((80, 30), (5, 5)), box=(70, 20, 90, 40), mask=DISC), window)
+    assert inner.foreground == ((80 - left, 30 - top),) and inner.box == (70 - left, 20 - top, 90 - left, 40 - top)
+    assert inner.mask.sum() == DISC.sum()
+
+
+def test_a_disc_goes_to_the_square_and_back():
+    square = fit_in(DISC.astype(np.float32))
+    assert square.shape == (1, 1, SIZE, SIZE) and abs(float(square[..., : round(SIZE * 0.75), :].mean())) < 0.05
+    again = restore(square, SHAPE)[0, 0].numpy() > float(square.mean()) + 1
+    overlap = 2 * (again & DISC).sum() / (again.sum() + DISC.sum())
+    assert overlap > 0.95
+
+
+def test_a_prompt_is_encoded_in_input_pixels():
+    factor = SIZE / 120
+    found = encode(Prompt(((60, 30),), ((12, 12),), (30, 15, 90, 45), DISC), factor)
+    assert found.points[0, 0].tolist() == pytest.approx([60 * factor, 30 * factor])
+    assert found.labels[0].tolist() == [1, 0] + [PADDING] * (MOST_POINTS - 2)
+    assert found.boxes[0].tolist() == pytest.approx([30 * factor, 15 * factor, 90 * factor, 45 * factor])
+    at = lambda channel, x, y: float(found.dense[0, channel, int(y * DENSE / 120), int(x * DENSE / 120)])  # noqa: E731
+    assert at(0, 80, 30) == 1 and at(0, 20, 60) == -1  # the mask
+    assert at(1, 60, 30) == 1 and at(1, 5, 5) == -1  # the box
+    assert at(2, 60, 30) > 0.5 and at(2, 12, 12) < -0.5  # the clicks
+
+
+def test_a_long_scribble_keeps_its_ends():
+    points = list(range(30))
+    kept = thinned(points)
+    assert len(kept) == MOST_POINTS and kept[0] == 0 and kept[-1] == 29 and thinned(points[:5]) == points[:5]
