@@ -9,7 +9,7 @@ from monai.losses import DiceLoss
 
 from medcook.data import IGNORE
 from medcook.errors import MedcookError
-from medcook.losses import cross_entropy_and_dice, soft_dice
+from medcook.losses import cross_entropy_and_dice
 from medcook.measures.equity import equity_scaled
 from medcook.methods import Batch, Moment, Supervised
 from medcook.pooled import POOLED
@@ -24,7 +24,7 @@ from medcook.recipes.fairness.fairseg import (
     group_losses,
     group_rows,
     recipe,
-    scaled_dice,
+    squared_dice,
 )
 from medcook.training import Fitted
 
@@ -75,7 +75,7 @@ class TestWeights:
         nets["memory"].bound[:2], nets["memory"].seen[:2] = torch.tensor([0.1, 0.1]), torch.tensor([6.0, 1.0])
         logits = nets["model"](labelled.images).detach().float()
         parts = [(logits[:3], labelled.labels[:3]), (logits[3:], labelled.labels[3:])]
-        a, b = (float(soft_dice(*part)) for part in parts)  # the bounds: pace 1 forgets what was before
+        a, b = (float(squared_dice(*part)) for part in parts)  # the bounds: pace 1 forgets what was before
         w, v = a / min(a, b), b / min(a, b)
         even = 11 / (9 * w + 2 * v)  # 9 and 2 samples are seen by then
         first, second = (float(cross_entropy_and_dice(*part)) for part in parts)
@@ -140,14 +140,14 @@ class TestScaledPredictions:
             softmax=True, to_onehot_y=True, squared_pred=True, batch=True, smooth_nr=1e-5, smooth_dr=1e-5
         )
         wanted = reference(logits, labels[:, None].long())
-        assert scaled_dice(logits, labels, torch.ones(3)).item() == pytest.approx(wanted.item(), abs=1e-6)
+        assert squared_dice(logits, labels).item() == pytest.approx(wanted.item(), abs=1e-6)
 
     def test_perfect_predictions_of_a_scaled_group_still_cost(self):
         labels = torch.ones(1, 4, 4, dtype=torch.uint8)
         labels[:, :2] = 0
         sure = torch.stack([labels == 0, labels == 1], dim=1).float() * 100
         w = 0.4
-        assert scaled_dice(sure, labels, torch.tensor([w])).item() == pytest.approx(1 - 2 * w / (w**2 + 1), abs=1e-4)
+        assert squared_dice(sure, labels, torch.tensor([w])).item() == pytest.approx(1 - 2 * w / (w**2 + 1), abs=1e-4)
 
     def test_the_factor_is_tanh_of_the_ratio(self):
         method, labelled = ScaledPredictions(), batch()
@@ -155,22 +155,22 @@ class TestScaledPredictions:
         found = method.total(memory(), None, None, None, labelled._replace(images=logits))
         factors = torch.tensor([math.tanh(1)] * 3 + [math.tanh(1 / 3)])
         ce = torch.nn.functional.cross_entropy(logits, labelled.labels.long())
-        assert found.item() == pytest.approx((ce + scaled_dice(logits, labelled.labels, factors)).item(), rel=1e-5)
+        assert found.item() == pytest.approx((ce + squared_dice(logits, labelled.labels, factors)).item(), rel=1e-5)
 
     def test_a_hard_group_pulls_less_hard(self):
         """What the module says of this form: two copies of one image, the second's group is three times as bad."""
         one = torch.randn(1, 2, 8, 8, generator=torch.Generator().manual_seed(2))
         logits = torch.cat([one, one]).requires_grad_()
         labels = batch((0,)).labels.expand(2, 8, 8)
-        scaled_dice(logits, labels, torch.tanh(memory().ratio(1.0))).backward()
+        squared_dice(logits, labels, torch.tanh(memory().ratio(1.0))).backward()
         easy, hard = logits.grad.flatten(1).norm(dim=1)
         assert hard < 0.6 * easy
 
     def test_unlabelled_pixels_do_not_count(self):
         logits, labels = torch.randn(1, 2, 8, 8), torch.zeros(1, 8, 8, dtype=torch.uint8)
         labels[:, 4:] = IGNORE
-        half = scaled_dice(logits[:, :, :4], labels[:, :4], torch.ones(1))
-        assert scaled_dice(logits, labels, torch.ones(1)).item() == pytest.approx(half.item())
+        half = squared_dice(logits[:, :, :4], labels[:, :4], torch.ones(1))
+        assert squared_dice(logits, labels, torch.ones(1)).item() == pytest.approx(half.item())
 
 
 class TestOtherWeights:
