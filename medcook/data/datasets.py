@@ -20,6 +20,7 @@ READERS = {
     "acdc": "medcook.data.sets.acdc:Acdc",
     "bubil": "medcook.data.sets.bubil:Bubil",
     "chest_xray": "medcook.data.sets.chest_xray:ChestXray",
+    "chexmask_u": "medcook.data.sets.chexmask_u:CheXmaskU",
     "decathlon": "medcook.data.sets.decathlon:Decathlon",
     "embedded": "medcook.data.embedded:Embedded",
     "fairseg": "medcook.data.sets.fairseg:FairSeg",

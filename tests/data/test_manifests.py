@@ -8,7 +8,7 @@ from medcook.data.manifests import load_manifest, manifest_names
 from medcook.errors import MedcookError
 from medcook.paths import MANIFESTS
 
-NAMES = ["acdc", "bubil", "chest_xray", "embedded", "fairseg", "hippocampus", "kits21", "openkbp"]
+NAMES = ["acdc", "bubil", "chest_xray", "chexmask_u", "embedded", "fairseg", "hippocampus", "kits21", "openkbp"]
 
 
 def test_all_sets_are_there_and_the_decathlon_has_ten_tasks():
