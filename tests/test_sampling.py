@@ -2,11 +2,19 @@
 
 import pytest
 import torch
-from tiny import TASK, train
+from tiny import BEHAVIOUR, TASK, train
 
+from medcook import training
 from medcook.methods import Supervised
 from medcook.methods.uncertainty import DeepEnsemble, MCDropout
 from medcook.sampling import case_samples, once
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """Runs are made anew and need no fingerprint."""
+    monkeypatch.setenv("MEDCOOK_CACHE", str(tmp_path))
+    monkeypatch.setattr(training, "behaviour", lambda method: BEHAVIOUR)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from sklearn.metrics import log_loss
 from torch import nn
 from torch.nn.functional import avg_pool2d
 
+from medcook import training
 from medcook.cohorts import RaterTask
 from medcook.data import IGNORE
 from medcook.data.transforms import NONE
@@ -213,10 +214,11 @@ class TestTemperature:
 
         assert all(cost(best) <= cost(other) + 1e-5 for other in (best * 0.9, best * 1.1, 1.0))
 
-    def test_it_is_fitted_after_training_and_never_on_what_is_scored(self):
+    def test_it_is_fitted_after_training_and_never_on_what_is_scored(self, monkeypatch):
+        monkeypatch.setattr(training, "behaviour", lambda method: {})
         budget = Budget(steps=3, batch=2, precision="float32", checks=0)
         task = RaterTask("embedded", labelled=2, evaluation="test")
-        fitted = fit(Tempered(**TINY), task, budget, progress=False)
+        fitted = fit(Tempered(**TINY), task, budget, progress=False, cache=False)
         case = next(iter(task.cases("val")))
         before = fitted.probabilities(case)
         warm = tempered(fitted)

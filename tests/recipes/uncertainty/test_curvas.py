@@ -13,7 +13,7 @@ from scipy.stats import energy_distance as cdf_distance
 from scipy.stats import norm, spearmanr
 from torchmetrics.classification import MulticlassCalibrationError
 
-from medcook import pooled
+from medcook import pooled, training
 from medcook.data import IGNORE, Case
 from medcook.methods import Supervised
 from medcook.methods.uncertainty import RandomRater, Tempered, fit_temperature
@@ -155,7 +155,8 @@ class TestGroundTruth:
         found = {name for name, arm in recipe.arms.items() if isinstance(arm.method, RandomRater)}
         assert found == {"random rater"}
 
-    def test_a_temperature_is_fitted_on_them(self):
+    def test_a_temperature_is_fitted_on_them(self, monkeypatch):
+        monkeypatch.setattr(training, "behaviour", lambda method: {})
         budget = Budget(steps=2, batch=2, precision="float32", checks=0)
         fitted = fit(Tempered(channels=(4, 8)), self.task, budget, progress=False, cache=False)
         each = next(iter(self.task.cases("val")))
