@@ -129,22 +129,24 @@ def score(fitted, case: Case) -> list[dict]:
     raters = np.stack([rater for rater in case.raters if (rater != IGNORE).any()])
     samples = case_samples(fitted, case, SAMPLES).argmax(1).to(torch.uint8).numpy()
     guess, wanted = fitted.predict(case), disagreement.consensus(raters)
-    overlaps = [
-        metrics.score((guess == value) & (wanted != IGNORE), wanted == value).dice for value in fitted.task.structures
-    ]
+    distances = disagreement.jaccard_distances(*[np.concatenate([samples, raters])] * 2)
+    among_samples, to_raters = np.split(distances[: len(samples)], [len(samples)], axis=1)
+    among_raters = distances[len(samples) :, len(samples) :]
+    known = wanted != IGNORE
+    overlaps = [metrics.dice((guess == value) & known, wanted == value) for value in fitted.task.structures]
     values = {
-        "energy_distance": disagreement.energy_distance(samples, raters),
-        "samples_to_raters": float(disagreement.jaccard_distances(samples, raters).mean()),
-        "samples_apart": among(samples),
-        "raters_apart": among(raters),
-        "dice": float(np.mean(overlaps)),
+        "energy_distance": 2 * to_raters.mean() - among_samples.mean() - among_raters.mean(),
+        "samples_to_raters": to_raters.mean(),
+        "samples_apart": apart(among_samples),
+        "raters_apart": apart(among_raters),
+        "dice": np.mean(overlaps),
     }
-    return [evaluation.row(case, "all", **values)]
+    return [evaluation.row(case, "all", **{name: float(value) for name, value in values.items()})]
 
 
-def among(maps: np.ndarray) -> float:
-    """The mean distance of two different maps of a stack."""
-    return float(disagreement.jaccard_distances(maps, maps).sum() / max(1, len(maps) * (len(maps) - 1)))
+def apart(distances: np.ndarray) -> float:
+    """The mean distance of two different maps, from the matrix of all."""
+    return distances.sum() / max(1, len(distances) * (len(distances) - 1))
 
 
 recipe = Recipe(

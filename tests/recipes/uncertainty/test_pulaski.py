@@ -12,6 +12,7 @@ from scipy.spatial.distance import cdist
 from torch import Tensor, nn
 
 from medcook.data import IGNORE, Case
+from medcook.measures import disagreement
 from medcook.methods import Batch, Moment
 from medcook.methods.probabilistic_unet import ProbabilisticUNet
 from medcook.recipes.uncertainty import pulaski
@@ -241,6 +242,14 @@ class TestScore:
         row = self.scored(monkeypatch, raters, raters, raters[0])
         assert row["energy_distance"] == pytest.approx(0, abs=1e-6) and row["dice"] == 1
         assert row["samples_apart"] == pytest.approx(row["raters_apart"]) and row["raters_apart"] > 0.3
+
+    def test_it_is_the_generalised_energy_distance(self, monkeypatch):
+        samples, raters = np.random.default_rng(0).integers(0, 2, (2, 3, 6, 6)).astype(np.uint8)
+        row = self.scored(monkeypatch, samples, raters[:2], raters[0])
+        assert row["energy_distance"] == pytest.approx(disagreement.energy_distance(samples, raters[:2]))
+        assert row["samples_to_raters"] == pytest.approx(disagreement.jaccard_distances(samples, raters[:2]).mean())
+        pairs = disagreement.jaccard_distances(samples, samples)[np.triu_indices(3, 1)]
+        assert row["samples_apart"] == pytest.approx(pairs.mean())
 
     def test_a_missing_rater_is_left_out(self, monkeypatch):
         raters = self.maps()
