@@ -25,7 +25,7 @@ Verdict = Literal["supported", "not supported", "inconclusive here", "not judged
 MIN_REPLICATES = 3
 LOWER_IS_BETTER = frozenset(
     ("hd95", "assd", "hausdorff", "volume_difference", "missed", "false_alarm")
-    + ("ece", "brier", "crps", "energy_distance", "error", "aurc", "fpr_at_95")
+    + ("ece", "brier", "crps", "energy_distance", "error", "aurc", "fpr_at_95", "frame_error")
 )
 EXPECTATIONS = ("superior", "non-inferior", "cheaper-at-equal-quality", "association")
 

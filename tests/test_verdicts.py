@@ -85,6 +85,10 @@ def test_so_is_a_smaller_error_of_a_forecast(metric):
     assert gains(metric, -0.3, -0.1, (-0.2,)) == (0.1, 0.3, (0.2,))
 
 
+def test_so_is_a_smaller_share_of_wrong_frames():
+    assert gains("frame_error", -0.3, -0.1, (-0.2,)) == (0.1, 0.3, (0.2,))
+
+
 def test_an_unknown_expectation_is_refused():
     with pytest.raises(ValueError, match="better"):
         verdict(0.01, 0.04, expect="better")
