@@ -1,11 +1,17 @@
 """One function for each recipe whose evidence deserves a figure of its own; `medcook.figures` calls them."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from medcook import pooled
 from medcook.comparison import comparison_figure
 from medcook.figures import draws
+from medcook.handover import draw_handover
 from medcook.plots import PALETTE, colour, credit, dice_against_labels, panels
 from medcook.records import Summary
 from medcook.statistics import interval
@@ -75,3 +81,118 @@ def structures_figure(summary: Summary, frame: pd.DataFrame) -> Figure:
 def few_labels_figure(summary: Summary, frame: pd.DataFrame) -> Figure:
     """The evidence of `few-labels`: every method against the supervised baseline."""
     return comparison_figure(frame, summary, "all labels", summary.metric)
+
+
+class Panel(NamedTuple):
+    """One panel of `measures_figure`: a column or pooled measure, what the axis says, and whether less is better.
+
+    structure  the rows of one structure alone; empty: all rows
+    """
+
+    metric: str
+    label: str
+    less: bool = False
+    structure: str = ""
+
+
+def measures_figure(summary: Summary, frame: pd.DataFrame, measures: Sequence[Panel]) -> Figure:
+    """A panel a measure, a line an arm: mean with 95% interval, grey dots its replicates. The judged arms are blue."""
+    names = list(summary.arms)
+    size = (2.2 + 2.5 * len(measures), 1.5 + 0.36 * len(names))
+    figure, row = panels(1, len(measures), size=size, squeeze=False, sharey=True)
+    judged = (summary.comparison.a, summary.comparison.b) if summary.comparison else ()
+    for axes, panel in zip(row[0], measures, strict=True):
+        rows = frame[frame["structure"] == panel.structure] if panel.structure else frame
+        for place, name in enumerate(names):
+            shade = PALETTE[0] if name in judged else "0.3"
+            _estimate(axes, rows[rows["arm"] == name], panel.metric, place, shade)
+        axes.set_xlabel(f"{panel.label}\n({'less' if panel.less else 'more'} is better)", fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    row[0, 0].set_yticks(range(len(names)), names)
+    row[0, 0].set_ylim(len(names) - 0.5, -0.6)
+    figure.suptitle(f"{summary.title}: {summary.verdict}", fontsize=9)
+    return credit(figure, summary.dataset)
+
+
+def _estimate(axes: Axes, rows: pd.DataFrame, metric: str, place: int, shade: str) -> None:
+    """Mean, interval and replicates of an arm's rows, on line `place`; nothing where the measure is not defined."""
+    columns = pooled.POOLED[metric].columns if metric in pooled.POOLED else (metric,)
+    if not set(columns) <= set(rows.columns) or rows[list(columns)].isna().all().any():
+        return
+    dots = [pooled.value(part, metric) for _, part in rows.groupby("replicate")]
+    axes.plot(dots, np.full(len(dots), place + 0.2), "o", color="0.65", markersize=3)
+    found = interval(rows, metric)
+    bars = [[max(0, found.mean - found.low)], [max(0, found.high - found.mean)]]
+    axes.errorbar(found.mean, place, xerr=bars, fmt="s", color=shade, capsize=3, markersize=5)
+
+
+MEASURES = {
+    "curvas": (
+        Panel("ece", "calibration error", less=True),
+        Panel("ece_near", "calibration error\nnear the cell", less=True),
+        Panel("crps", "CRPS of the area", less=True),
+        Panel("dice", "Dice, where raters agree"),
+    ),
+    "pulaski": (
+        Panel("energy_distance", "energy distance\nof samples to raters", less=True),
+        Panel("samples_to_raters", "mean 1 − IoU,\nsample to rater", less=True),
+        Panel("dice", "Dice of the mean\nwith the majority"),
+    ),
+    "ius-prescreen": (
+        Panel("frame_error", "wrong frames", less=True),
+        Panel("false_frames", "found where\nnothing is", less=True),
+        Panel("missed_frames", "missed frames", less=True),
+        Panel("dice", "Dice of found frames"),
+    ),
+    "daugs": (
+        Panel("dice", "Dice, the other site"),
+        Panel("failed", "share of failures", less=True),
+    ),
+    "maxquery": (
+        Panel("auroc", "AUROC, unknown pixels"),
+        Panel("average_precision", "average precision"),
+        Panel("fpr95", "false alarms\nat 95% found", less=True),
+        Panel("dice", "Dice, known structures"),
+    ),
+    "autopaint": (
+        Panel("auc", "AUC, tuberculosis"),
+        Panel("simulated", "AUROC of planted\nopacities (simulated)"),
+    ),
+    "mefn": (
+        Panel("dice", "Dice, both good", structure="both good"),
+        Panel("dice", "Dice, T1 spoilt", structure="T1 spoilt"),
+        Panel("dice", "Dice, T2 spoilt", structure="T2 spoilt"),
+        Panel("rank_correlation", "uncertainty\nranks errors"),
+    ),
+}
+"""What the evidence figures of chapter 06 show besides the judged measure."""
+
+
+def _by_measures(summary: Summary, frame: pd.DataFrame) -> Figure:
+    return measures_figure(summary, frame, MEASURES[summary.paper])
+
+
+for _paper in MEASURES:
+    draws(_paper)(_by_measures)
+
+
+@draws("chexmask-u")
+def landmarks_figure(summary: Summary, frame: pd.DataFrame) -> Figure:
+    """What handing cases over gains with each arm's uncertainty, and how that grows when images are damaged."""
+    names = list(summary.arms)
+    figure, (left, right) = panels(1, 2, size=(10, 4.1))
+    draw_handover(left, frame, [summary.comparison.a, summary.comparison.b])
+    for number, name in enumerate(names):
+        mine = frame[frame["arm"] == name]
+        start = mine["uncertainty_0"].mean()
+        noisy = [mine[f"uncertainty_{level}"].mean() / start for level in range(4)]
+        covered = [1.0] + [mine[f"covered_{level}"].mean() / start for level in range(1, 4)]
+        right.plot(range(4), noisy, "o-", color=colour(number), markersize=4, label=name)
+        right.plot(range(4), covered, "s--", color=colour(number), markersize=4, linewidth=1)
+    right.set(xlabel="level of damage (solid: noise, dashed: a box blanked)", xticks=range(4))
+    right.set_ylabel("mean uncertainty, of the undamaged image's")
+    right.legend(fontsize=8, frameon=False)
+    right.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(f"{summary.title}: {summary.verdict}", fontsize=9)
+    return credit(figure, summary.dataset)

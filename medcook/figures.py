@@ -81,17 +81,21 @@ def _committed() -> list[Path]:
 
 def draw(folder: Path) -> bytes:
     """The PNG of one evidence folder, the same bytes wherever matplotlib is the same."""
-    import medcook.drawers  # noqa: F401  registers the drawers
-    from medcook.evidence import evidence_frame
-
-    summary = read(Summary, folder / "summary.json")
-    frame = evidence_frame(summary.paper, summary.profile)
     with matplotlib.rc_context(matplotlib.rcParamsDefault):
-        figure = _DRAWERS.get(summary.paper, draw_arms)(summary, frame)
+        figure = evidence_figure(read(Summary, folder / "summary.json"))
         target = io.BytesIO()
         figure.savefig(target, format="png", dpi=100, metadata={"Software": None})
         plt.close(figure)
     return target.getvalue()
+
+
+def evidence_figure(summary: Summary) -> Figure:
+    """The figure of a paper's evidence, as its own drawer makes it."""
+    import medcook.drawers  # noqa: F401  registers the drawers
+    from medcook.evidence import evidence_frame
+
+    frame = evidence_frame(summary.paper, summary.profile)
+    return _DRAWERS.get(summary.paper, draw_arms)(summary, frame)
 
 
 def draw_arms(summary: Summary, frame: pd.DataFrame) -> Figure:

@@ -114,9 +114,7 @@ def draw_frame(axes: Axes, film: Film, number: int, frame: int) -> None:
     wrong, sure = guess != film.labels[number].numpy(), film.sure[frame, number].numpy()
     plots.show_slice(axes, image, guess, title=f"step {film.steps[frame]}", fill=0.0)
     for mask, colour in ((wrong & ~sure, UNSURE_ERROR), (wrong & sure, CONFIDENT_ERROR)):
-        layer = np.zeros((*mask.shape, 4))
-        layer[mask] = (*[int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)], 0.75)
-        axes.imshow(layer, interpolation="nearest")
+        plots.tint(axes, mask, colour)
 
 
 def strip(film: Film, number: int, *, count: int = 5) -> Figure:

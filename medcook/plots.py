@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -86,6 +86,13 @@ def draw_label(axes: Axes, label: np.ndarray, fill: float = 0.35, line: float = 
         shade = ListedColormap([colour(value - 1)])
         axes.imshow(np.ma.masked_where(~mask, mask), cmap=shade, alpha=fill, interpolation="nearest")
         axes.contour(mask, levels=[0.5], colors=[colour(value - 1)], linewidths=line)
+
+
+def tint(axes: Axes, mask: np.ndarray, shade: str, opacity: float = 0.75) -> None:
+    """Lay a colour (#RRGGBB) over the pixels of a mask (H, W) bool."""
+    layer = np.zeros((*mask.shape, 4))
+    layer[mask] = (*to_rgb(shade), opacity)
+    axes.imshow(layer, interpolation="nearest")
 
 
 def structure_legend(figure: Figure, structures: Mapping[int, str]) -> None:

@@ -5,12 +5,14 @@ from collections.abc import Callable
 
 import ipywidgets as widgets
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
 from medcook.data import Case
 from medcook.data.intensity import window as ct_window
 from medcook.data.manifests import Manifest
 from medcook.film import Film, draw_frame, error_handles
+from medcook.handover import handover_view
 from medcook.plots import as_slices, show_slice
 
 
@@ -66,6 +68,14 @@ def film_viewer(film: Film) -> widgets.VBox:
         return figure
 
     return live(draw, frame, number)
+
+
+def handover_slider(frame: pd.DataFrame, dataset: str, arm: str | None = None) -> widgets.VBox:
+    """Move the share of the cases that a person looks at, and see what is left of the error (see `handover_view`)."""
+    arms = list(dict.fromkeys(frame["arm"]))
+    share = widgets.FloatSlider(0.1, min=0, max=0.9, step=0.02, description="handed over", readout_format=".0%")
+    which = widgets.Dropdown(options=arms, value=arm or arms[0], description="method")
+    return live(lambda share, name: handover_view(frame, name, share, dataset), share, which)
 
 
 def live(draw: Callable[..., Figure], *controls: widgets.ValueWidget) -> widgets.VBox:

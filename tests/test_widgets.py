@@ -1,6 +1,7 @@
 """Widgets redraw when a control moves."""
 
 import numpy as np
+import pandas as pd
 from tiny import BUDGET
 
 from medcook import widgets
@@ -33,5 +34,20 @@ def test_the_film_moves_with_its_slider():
     frame.value = 1
     seen.append(bytes(image.value))
     number.value = (number.value + 1) % 3
+    seen.append(bytes(image.value))
+    assert len(set(seen)) == 3
+
+
+def test_handing_over_more_moves_the_picture():
+    rng = np.random.default_rng(0)
+    parts = {"uncertainty": rng.random(30), "error": rng.random(30), "replicate": 0}
+    frame = pd.concat([pd.DataFrame(parts | {"arm": arm}) for arm in ("net", "other")])
+    box = widgets.handover_slider(frame, "embedded", "other")
+    (share, which), image = box.children[0].children, box.children[1]
+    seen = [bytes(image.value)]
+    share.value = 0.5
+    seen.append(bytes(image.value))
+    assert which.value == "other"
+    which.value = "net"
     seen.append(bytes(image.value))
     assert len(set(seen)) == 3

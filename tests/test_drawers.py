@@ -1,0 +1,72 @@
+"""Evidence figures of recipes with a score of their own, from made-up rows."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from medcook import drawers, figures, statistics
+from medcook.drawers import MEASURES, Panel, landmarks_figure, measures_figure
+
+ARMS = ("baseline", "method")
+
+
+def summary(paper: str, dataset: str = "embedded") -> SimpleNamespace:
+    compared = SimpleNamespace(a="method", b="baseline")
+    arms = dict.fromkeys(ARMS)
+    return SimpleNamespace(paper=paper, title="Tiny", verdict="untold", dataset=dataset, arms=arms, comparison=compared)
+
+
+def rows(columns, structures=("all",)) -> pd.DataFrame:
+    rng, found = np.random.default_rng(0), []
+    for arm in ARMS:
+        for replicate in range(2):
+            for number in range(6):
+                for structure in structures:
+                    identity = {"arm": arm, "replicate": replicate, "patient_id": f"p{number}", "structure": structure}
+                    found.append(identity | {name: rng.random() for name in columns} | {"outcome": float(number % 2)})
+    return pd.DataFrame(found)
+
+
+def estimates(axes) -> list[float]:
+    return [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "s"]
+
+
+def test_every_panel_shows_the_mean_of_its_measure():
+    frame = rows(["dice", "uncertainty", "error"], ("left", "right"))
+    panels = [Panel("dice", "Dice"), Panel("dice", "Dice, left", structure="left"), Panel("rank_correlation", "ranks")]
+    figure = measures_figure(summary("tiny"), frame, panels)
+    for axes, panel in zip(figure.axes, panels, strict=True):
+        part = frame[frame["structure"] == "left"] if panel.structure else frame
+        wanted = [statistics.interval(part[part["arm"] == name], panel.metric).mean for name in ARMS]
+        assert estimates(axes) == pytest.approx(wanted)
+    assert "Simulated data" in figure.texts[-1].get_text() or "Simulated" in str(figure._supxlabel.get_text())
+
+
+def test_a_measure_that_an_arm_lacks_leaves_a_gap():
+    frame = rows(["dice", "far"])
+    frame.loc[frame["arm"] == "baseline", "far"] = np.nan
+    figure = measures_figure(summary("tiny"), frame, [Panel("far", "far"), Panel("nowhere", "nowhere", less=True)])
+    assert [len(estimates(axes)) for axes in figure.axes] == [1, 0]
+    assert "less is better" in figure.axes[1].get_xlabel()
+
+
+@pytest.mark.parametrize("paper", MEASURES)
+def test_each_recipe_is_drawn(paper):
+    from medcook.recipes import find_recipe
+
+    assert figures._DRAWERS[paper] is drawers._by_measures
+    measured = {panel.metric for panel in MEASURES[paper]}
+    metric = find_recipe(paper).metric
+    assert metric in measured, "the judged measure is shown"
+
+
+def test_landmarks_show_handing_over_and_damage():
+    columns = ["error", "uncertainty", *(f"uncertainty_{level}" for level in range(4))]
+    frame = rows([*columns, *(f"covered_{level}" for level in range(1, 4))])
+    left, right = landmarks_figure(summary("chexmask-u"), frame).axes
+    mine = frame[frame["arm"] == "baseline"]
+    noisy = [mine[f"uncertainty_{level}"].mean() / mine["uncertainty_0"].mean() for level in range(4)]
+    assert right.lines[0].get_ydata().tolist() == pytest.approx(noisy)
+    assert [text.get_text() for text in left.get_legend().get_texts()][:2] == ["method", "baseline"]
