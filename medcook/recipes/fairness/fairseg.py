@@ -66,20 +66,21 @@ class GroupMemory(nn.Module):
     """What is remembered of at most `groups` groups; buffers, so that a run resumes with them.
 
     bound (G,) moving average of each group's Dice loss, over the steps the group was in: its error bound
-    seen  (G,) how many samples of each group were seen; `odds` (G,) log weights of GroupDRO
+    loss  (G,) the same of its training loss; `odds` (G,) the log weights that GroupDRO makes of it
+    seen  (G,) how many samples of each group were seen
     """
 
     def __init__(self, groups: int, pace: float):
         super().__init__()
         self.pace = pace
-        for name in ("bound", "seen", "odds"):
+        for name in ("bound", "loss", "odds", "seen"):
             self.register_buffer(name, torch.zeros(groups))
 
-    def remember(self, present: Tensor, errors: Tensor, sizes: Tensor) -> None:
-        """present (K,) numbers of the groups of a step, their Dice losses (K,) and numbers of samples (K,)."""
+    def remember(self, present: Tensor, errors: Tensor, losses: Tensor, sizes: Tensor) -> None:
+        """(K,) numbers of the groups of a step, their Dice losses, training losses and numbers of samples."""
         first = self.seen[present] == 0
-        followed = torch.lerp(self.bound[present], errors, self.pace)
-        self.bound[present] = torch.where(first, errors, followed)
+        for kept, values in ((self.bound, errors), (self.loss, losses)):
+            kept[present] = torch.where(first, values, torch.lerp(kept[present], values, self.pace))
         self.seen[present] += sizes
 
     def even(self, weights: Tensor) -> Tensor:
@@ -143,7 +144,7 @@ class GroupWeighted(Method):
             )
         present, losses, sizes = group_losses(find_loss(self.loss), logits, labelled.labels, groups)
         errors = group_losses(squared_dice, logits.detach(), labelled.labels, groups)[1]
-        nets["memory"].remember(present, errors, sizes)
+        nets["memory"].remember(present, errors, losses.detach(), sizes)
         said = Batch(logits, labelled.labels, groups=groups)
         return self.total(nets["memory"], present, losses, sizes / sizes.sum(), said)
 
@@ -187,15 +188,16 @@ class InverseFrequency(GroupWeighted):
 
 @dataclass
 class GroupDRO(GroupWeighted):
-    """Sagawa et al., ICLR 2020, algorithm 1: q_g grows with exp(rate * loss of g); the loss is sum_g q_g L_g.
+    """Sagawa et al., ICLR 2020, algorithm 1: the loss is sum_g q_g L_g, and q_g grows with exp(climb * L_g).
 
-    climb  the step size of q
+    The algorithm draws groups evenly. Batches here do not: in every step all groups grow, those that are not in it by
+    the loss that is remembered of them, or q would forget the rare ones.
     """
 
     climb: float = 0.1
 
     def total(self, memory: GroupMemory, present: Tensor, losses: Tensor, shares: Tensor, batch: Batch) -> Tensor:
-        memory.odds[present] += self.climb * losses.detach()
+        memory.odds += self.climb * memory.loss
         q = memory.odds.masked_fill(memory.seen == 0, -torch.inf).softmax(0)
         return (q[present] * losses).sum()
 

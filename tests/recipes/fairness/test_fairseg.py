@@ -100,10 +100,10 @@ class TestWeights:
 class TestMemory:
     def test_the_first_loss_is_taken_as_it_is_and_later_ones_followed(self):
         made = GroupMemory(3, pace=0.25)
-        made.remember(torch.tensor([0, 2]), torch.tensor([1.0, 4.0]), torch.tensor([3, 1]))
+        made.remember(torch.tensor([0, 2]), torch.tensor([1.0, 4.0]), torch.tensor([5.0, 6.0]), torch.tensor([3, 1]))
         assert made.bound.tolist() == [1, 0, 4] and made.seen.tolist() == [3, 0, 1]
-        made.remember(torch.tensor([2]), torch.tensor([0.0]), torch.tensor([2]))
-        assert made.bound.tolist() == [1, 0, 3] and made.seen.tolist() == [3, 0, 3]
+        made.remember(torch.tensor([2]), torch.tensor([0.0]), torch.tensor([2.0]), torch.tensor([2]))
+        assert made.loss.tolist() == [5, 0, 5] and made.bound.tolist() == [1, 0, 3] and made.seen.tolist() == [3, 0, 3]
 
     def test_it_is_saved_with_the_networks(self):
         nets = FairErrorBoundScaling(**TINY).build(1, 2, 2)
@@ -182,12 +182,14 @@ class TestOtherWeights:
         method, made = GroupDRO(climb=0.5), memory((0.0, 0.0, 0.0), (1.0, 1.0, 0.0))
         q = np.array([0.5, 0.5])
         for losses in ([0.2, 1.0], [0.1, 0.9], [0.3, 0.8]):
+            made.loss = torch.tensor([*losses, 0.0])
             found = method.total(made, torch.tensor([0, 1]), torch.tensor(losses), None, None)
             q = q * np.exp(0.5 * np.array(losses))
             q = q / q.sum()
             assert found.item() == pytest.approx(q @ losses, rel=1e-5)
         alone = method.total(made, torch.tensor([0]), torch.tensor([0.3]), None, None)
-        assert alone.item() < 0.3, "a group that is not there keeps its part"
+        q = q * np.exp(0.5 * np.array([0.3, 0.8]))
+        assert alone.item() == pytest.approx(0.3 * q[0] / q.sum(), rel=1e-5), "the group that is not there climbs too"
 
 
 @pytest.mark.component("equity-scaled segmentation metric")

@@ -123,6 +123,7 @@ class TestMasking:
         assert torch.equal(visible(region, "only", 0), ~visible(region, "without", 0))
         assert torch.equal(visible(region, "only box", 0), ~visible(region, "without box", 0))
         assert (visible(region, "without grown", 2) <= visible(region, "without", 2)).all()
+        assert torch.equal(visible(region, "without grown", 2), ~grown(region > 0, 2))
 
     def test_an_unknown_masking_is_named(self):
         with pytest.raises(MedcookError, match="Unknown masking 'liver'"):
