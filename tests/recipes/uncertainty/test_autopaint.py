@@ -205,9 +205,9 @@ class TestBaseline:
 class TestTask:
     task = HealthyTask("embedded", keep=(("group", "control"),))
 
-    def test_only_the_healthy_train(self):
-        groups = {case.attributes["group"] for role in ("labelled", "val") for case in self.task.cases(role)}
-        assert groups == {"control"}
+    def test_only_the_healthy_train_and_everybody_is_scored(self):
+        groups = {role: {case.attributes["group"] for case in self.task.cases(role)} for role in ("labelled", "val")}
+        assert groups == {"labelled": {"control"}, "val": {"control", "atrophy"}}
 
     def test_labels_are_the_region(self):
         assert inside(torch.tensor([0, 1, 3, IGNORE])).tolist() == [False, True, True, False]
