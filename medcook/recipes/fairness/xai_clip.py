@@ -1,10 +1,10 @@
-"""XAI-CLIP: perturb only where text and image agree (Alzubaidi et al., 2026).
+"""XAI-CLIP: perturb only where text and image agree (Alzubaidi et al., arXiv 2602.07017, 2026).
 
 To explain a segmentation, occlusion blanks one window of the image after the other and notes how much of the structure
 the network then loses. Most windows say nothing. An image-text model is asked for the structure by name; only windows
 in the region that it finds are tried, and only what lies inside the region is blanked.
 
-  region     R = {x : P("organ" | patch at x) > 1/2}, a softmax over the similarities of a patch with the sentences
+  region     R = {x : patch at x . text "organ" > patch at x . text "outside"}, all unit vectors
   evidence   f(image) = mean logit of the structure, above the background's, where the network finds it
   occlusion  S(x) = mean over tried windows w that cover x of max(0, f(image) - f(image, w blanked)); else 0
   guided     windows w of which a quarter or more lies in R, cut down to what does
@@ -152,12 +152,14 @@ class XaiClip(Method):
         super().after_step(nets, now)
         follow(nets["average reader"], nets["reader"], min(self.average, (now.step + 1) / (now.step + 10)))
 
-    def text_region(self, nets: nn.ModuleDict, image: Tensor, sentence: str = "organ") -> Tensor:
-        """(H, W) bool of an image (C, H, W): where patches are more like `sentence` than like all others together."""
+    def text_region(
+        self, nets: nn.ModuleDict, image: Tensor, sentence: str = "organ", other: str = "outside"
+    ) -> Tensor:
+        """(H, W) bool of an image (C, H, W): where patches are more like one sentence than like the other."""
         reader = nets["average reader"]
-        similarity = torch.einsum("bdhw,sd->bshw", reader.patches(image[None]), reader.texts(SENTENCES))
-        probable = F.interpolate((reader.scale * similarity).softmax(1), size=image.shape[1:], mode="bilinear")
-        return probable[0, SENTENCES.index(sentence)] > 0.5
+        names, others = reader.texts((sentence,)), reader.texts((other,))
+        more = torch.einsum("bdhw,sd->bshw", reader.patches(image[None]), names - others)
+        return F.interpolate(more, size=image.shape[1:], mode="bilinear")[0, 0] > 0
 
     def region(self, nets: nn.ModuleDict, image: Tensor, seed: int) -> Tensor:
         """(H, W) bool where windows are tried."""
@@ -263,12 +265,17 @@ recipe = Recipe(
     },
     metric="dice",
     score=overlap,
-    published={},
+    published={
+        "FLARE22 and CHAOS, gain in Dice of occlusion, relative, at most": 0.446,
+        "FLARE22 and CHAOS, gain in IoU of occlusion, relative, at most": 0.967,
+        "FLARE22 and CHAOS, runtime saved, at most": 0.6,
+    },
+    source="abstract",
     components=(
         Component(
             "region from image-text embeddings",
             "implemented",
-            "similarity of patches with sentences, as a softmax over three; the model learns here from boxes of "
+            "where a patch is more similar to the organ's name than to `outside`; the model learns here from boxes of "
             "training images and sentences that say what is in them, where the paper adapts a pre-trained medical one",
         ),
         Component(

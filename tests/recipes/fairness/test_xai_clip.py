@@ -101,7 +101,7 @@ class TestRegion:
         method, nets = taught
         batch = scene(6)
         with torch.no_grad():
-            found = [method.text_region(nets, image, "outside") for image in batch.images]
+            found = [method.text_region(nets, image, "outside", "organ") for image in batch.images]
         assert np.mean([dice(*pair) for pair in zip(found, batch.labels == 0, strict=True)]) > 0.7
 
     def test_the_segmentation_learns_nothing_from_text(self):
