@@ -11,8 +11,8 @@ set of all raters' annotations Y, by a distance D between the two distributions:
 
 Segmentations are points here, one coordinate for each pixel and structure; |.| is the Euclidean distance of these.
 
-The paper compares Frechet inception distance, Sinkhorn divergence and "Hausdorff divergence", best and the default of
-the official code. There it is geomloss's `hausdorff` with the kernel -|s - y|: that is the energy distance above, to
+The paper compares Frechet inception distance, Sinkhorn divergence and a "Hausdorff divergence", the default of
+the official code. There it is `hausdorff` of geomloss with the kernel -|s - y|: that is the energy distance above, to
 the letter. It is the arm `pulaski` and carries the claim; the Sinkhorn divergence is an arm beside it.
 
 All arms see the same annotations of an image in a step. Cross-entropy is the paper's baseline; with Dice, as everywhere
