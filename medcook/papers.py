@@ -198,12 +198,15 @@ def gather(row: Row, check: bool = True) -> Facts:
 
 
 def stale_state(recipe, summary: Summary | None, check: bool) -> str | None:
-    """Why evidence is stale, empty while it is fresh or absent, None where freshness was not checked."""
+    """Why evidence is stale, empty while it is fresh or absent, None where freshness was not or cannot be checked."""
     if summary is None:
         return ""
     if recipe is None:
         return "its recipe is gone"
-    return evidence.stale_because(recipe, summary) if check else None
+    try:
+        return evidence.stale_because(recipe, summary) if check else None
+    except MedcookError:  # what an arm needs, such as pre-trained weights, is not to be had on this machine
+        return None
 
 
 @cache

@@ -241,6 +241,14 @@ def test_evidence_without_its_recipe_is_stale_and_unchecked_evidence_is_unknown(
     assert papers.stale_state(recipe(), None, check=True) == ""
 
 
+def test_evidence_that_cannot_be_checked_on_this_machine_is_unknown(monkeypatch):
+    def offline(*_):
+        raise MedcookError("The weights are not on this machine.")
+
+    monkeypatch.setattr(evidence, "stale_because", offline)
+    assert papers.stale_state(recipe(), SUMMARY, check=True) is None
+
+
 def test_p_is_adjusted_over_all_papers_but_not_over_quick():
     entries = [{"p": 0.01, "profile": "full"}, {"p": 0.02, "profile": "full"}, {"p": 0.5, "profile": "quick"}]
     adjusted = papers.adjust([*entries, {"p": None, "profile": None}])
