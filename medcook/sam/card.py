@@ -1,0 +1,143 @@
+"""The model card's scores, by one command: `python -m medcook.sam.card` measures (resuming) and writes MODEL_CARD.md.
+
+acdc and hippocampus are development sets: the design was chosen on their training patients, so they are scored on their
+test patients. chest_xray, bubil and openkbp were looked at for nothing, and are read once, for the finished weights.
+"""
+
+import json
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from medcook.data import open_dataset
+from medcook.evaluation import evaluate_many, evaluate_test_many
+from medcook.sam import zero_shot
+from medcook.sam.checkpoints import SMALL, load_small
+from medcook.sam.classical import COMPETITORS
+from medcook.sam.predictor import Predictor
+from medcook.statistics import RESAMPLES
+
+HERE = Path(__file__).parent
+SCORES, CARD = HERE / "scores.json", HERE / "MODEL_CARD.md"
+DEVELOPMENT, READ_ONCE = ("acdc", "hippocampus"), ("chest_xray", "bubil", "openkbp")
+MARGIN = 0.02
+"""By how much the small SAM may be worse than the best competitor on a structure."""
+OURS = "small SAM"
+
+
+def measure(dataset: str) -> pd.DataFrame:
+    """The rows of `zero_shot.score` of one set: test patients; of sets that nothing was chosen on, all patients."""
+    data = open_dataset(dataset)
+    methods = {OURS: mask_of(Predictor(load_small())), **COMPETITORS}
+
+    def score(methods, case) -> list[dict]:
+        found = zero_shot.targets(dataset, case, data.manifest.structures)
+        return zero_shot.score(methods, found).to_dict("records")
+
+    tables = [evaluate_test_many({"all": methods}, data, f"model card {dataset}", score)["all"]]
+    if dataset in READ_ONCE and dataset != "chest_xray":  # 138 test patients are enough there
+        tables.append(evaluate_many({"all": methods}, data, data.split.train + data.split.val, score)["all"])
+    return pd.concat(tables, ignore_index=True)
+
+
+def mask_of(predictor: Predictor) -> zero_shot.Promptable:
+    """A predictor as the protocol asks it: the mask that it trusts most."""
+    return lambda image, prompt: predictor(image, prompt).mask
+
+
+def measured(path: Path = SCORES) -> pd.DataFrame:
+    """All rows; sets that were not measured for these weights are, and what is measured is kept in `path`."""
+    weights = sha256(SMALL.read_bytes()).hexdigest()[:12]
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    if kept.get("weights") != weights:
+        kept = {"weights": weights, "sets": {}}
+    for dataset in tqdm([*DEVELOPMENT, *READ_ONCE]):
+        if dataset not in kept["sets"]:
+            table = measure(dataset)
+            kept["sets"][dataset] = table.assign(dice=table["dice"].round(4)).to_dict("list")
+            path.write_text(json.dumps(kept) + "\n")
+    return pd.concat([pd.DataFrame(columns) for columns in kept["sets"].values()], ignore_index=True)
+
+
+def means(rows: pd.DataFrame) -> pd.DataFrame:
+    """Mean Dice by (set, structure, prompt) over patients, a column a method."""
+    by = ["dataset", "structure", "prompt", "method"]
+    patients = rows.groupby([*by, "patient_id"])["dice"].mean()
+    return patients.groupby(by).mean().unstack("method")
+
+
+def against_best(rows: pd.DataFrame, prompt: str, seed: int = 0) -> dict:
+    """The small SAM minus the competitor with the best macro-mean: macro difference with its interval, worst structure.
+
+    Patients are resampled within their set; the macro-mean is over set x structure.
+    """
+    rows = rows[rows["prompt"] == prompt]
+    table = means(rows).droplevel("prompt")
+    best = table.drop(columns=OURS).mean().idxmax()
+    gain = table[OURS] - table[best]
+    wide = rows.groupby(["dataset", "structure", "patient_id", "method"])["dice"].mean().unstack("method")
+    drawn = list(_resampled(wide[OURS] - wide[best], np.random.default_rng(seed)))
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return {
+        "competitor": best,
+        "macro": float(table[OURS].mean()),
+        "its macro": float(table[best].mean()),
+        "gain": float(gain.mean()),
+        "low": float(low),
+        "high": float(high),
+        "worst": " ".join(gain.idxmin()),
+        "worst gain": float(gain.min()),
+    }
+
+
+def _resampled(gains: pd.Series, rng: np.random.Generator) -> Iterator[float]:
+    """Macro-means of gains indexed by (dataset, structure, patient_id), patients of each set drawn anew."""
+    sets = [
+        part.unstack("structure") for _, part in gains.droplevel("dataset").groupby(gains.index.get_level_values(0))
+    ]
+    tables = [table.to_numpy() for table in sets]
+    for _ in range(RESAMPLES):
+        drawn = [table[rng.integers(len(table), size=len(table))] for table in tables]
+        with np.errstate(all="ignore"):
+            yield float(np.nanmean(np.concatenate([np.nanmean(part, axis=0) for part in drawn])))
+
+
+def card(rows: pd.DataFrame) -> str:
+    """The part of the model card that is measured, as Markdown."""
+    lines = [
+        "| prompt | small SAM | best competitor | gain [95% interval] | worst structure |",
+        "|---|---|---|---|---|",
+    ]
+    for prompt in ["box", *(f"{k} click{'s' * (k > 1)}" for k in zero_shot.CLICKS)]:
+        found = against_best(rows, prompt)
+        interval = f"{found['gain']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
+        rival = f"{found['competitor']} {found['its macro']:.3f}"
+        lines.append(
+            f"| {prompt} | {found['macro']:.3f} | {rival} | {interval} | {found['worst']} {found['worst gain']:+.3f} |"
+        )
+    table = means(rows)
+    names = [OURS, *COMPETITORS]
+    lines += ["", f"| set | structure | prompt | patients | {' | '.join(names)} |", "|---" * (4 + len(names)) + "|"]
+    patients = rows.groupby(["dataset", "structure"])["patient_id"].nunique()
+    for (dataset, structure, prompt), line in table.iterrows():
+        values = " | ".join(f"{line[name]:.3f}" for name in names)
+        lines.append(f"| {dataset} | {structure} | {prompt} | {patients[dataset, structure]} | {values} |")
+    return "\n".join(lines)
+
+
+BEGIN, END = "<!-- scores: python -m medcook.sam.card -->", "<!-- end of scores -->"
+
+
+def main() -> None:
+    """Measure what is not measured, and write the scores into the card."""
+    text = CARD.read_text(encoding="utf-8")
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    CARD.write_text(f"{before}{BEGIN}\n{card(measured())}\n{END}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
