@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from medcook import pooled
+from medcook import fair_figures, pooled
 from medcook.comparison import comparison_figure
 from medcook.figures import draws
 from medcook.handover import draw_handover
@@ -165,8 +165,14 @@ MEASURES = {
         Panel("dice", "Dice, T2 spoilt", structure="T2 spoilt"),
         Panel("rank_correlation", "uncertainty\nranks errors"),
     ),
+    "xai-clip": (
+        Panel("dice", "Dice of what is salient\nwith the lungs"),
+        Panel("iou", "IoU of the same"),
+        Panel("evaluations", "predictions it took", less=True),
+        Panel("faithfulness", "evidence lost with\nthe most salient tenth"),
+    ),
 }
-"""What the evidence figures of chapter 06 show besides the judged measure."""
+"""What the evidence figures of chapters 06 and 07 show besides the judged measure."""
 
 
 def _by_measures(summary: Summary, frame: pd.DataFrame) -> Figure:
@@ -191,8 +197,43 @@ def landmarks_figure(summary: Summary, frame: pd.DataFrame) -> Figure:
         right.plot(range(4), noisy, "o-", color=colour(number), markersize=4, label=name)
         right.plot(range(4), covered, "s--", color=colour(number), markersize=4, linewidth=1)
     right.set(xlabel="level of damage (solid: noise, dashed: a box blanked)", xticks=range(4))
-    right.set_ylabel("mean uncertainty, of the undamaged image's")
+    right.set_ylabel("uncertainty, times the undamaged image's")
     right.legend(fontsize=8, frameon=False)
     right.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(f"{summary.title}: {summary.verdict}", fontsize=9)
+    return credit(figure, summary.dataset)
+
+
+@draws("fairseg")
+def fairseg_figure(summary: Summary, frame: pd.DataFrame) -> Figure:
+    """Every group's Dice by arm, and the equity-scaled Dice that is made of it by either formula."""
+    arms = list(summary.arms)
+    figure, (left, right) = panels(1, 2, size=(10, 1.8 + 0.42 * len(arms)), sharey=True, width_ratios=(1.2, 1))
+    fair_figures.draw_groups(left, {name: frame[frame["arm"] == name] for name in arms})
+    fair_figures.draw_equity(right, frame, arms)
+    left.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+    figure.suptitle(f"{summary.title}: {summary.verdict}", fontsize=9)
+    return credit(figure, summary.dataset)
+
+
+@draws("mask-of-truth")
+def masking_figure(summary: Summary, frame: pd.DataFrame) -> Figure:
+    """What can be told from each view of the image, and what classifiers make of views they were not trained on."""
+    arms = list(summary.arms)
+    figure, (left, right) = panels(1, 2, size=(10, 1.8 + 0.4 * len(arms)), sharey=True, width_ratios=(1.4, 1))
+    own = {name: frame[frame["arm"] == name] for name in arms}
+    fair_figures.draw_tested(right, fair_figures.tested_under(frame, arms))
+    fair_figures.draw_auc(left, {"": own}, "AUC under its own view, 95% interval")
+    left.set_title("trained on ...", fontsize=9, loc="left")
+    figure.suptitle(f"{summary.title}: {summary.verdict}", fontsize=9)
+    return credit(figure, summary.dataset)
+
+
+@draws("cxr-clip-fairness")
+def audit_figure(summary: Summary, frame: pd.DataFrame) -> Figure:
+    """What is read from embeddings, and what a simulated drain does to the AUC of the finding."""
+    figure, (left, right) = panels(1, 2, size=(11, 1.8 + 0.5 * len(summary.arms)), sharey=True)
+    fair_figures.draw_auc(left, fair_figures.probed(frame, list(summary.arms)), "AUC of what is read, 95% interval")
+    fair_figures.draw_auc(right, fair_figures.drained(frame, list(summary.arms)), "AUC of the finding, 95% interval")
     figure.suptitle(f"{summary.title}: {summary.verdict}", fontsize=9)
     return credit(figure, summary.dataset)

@@ -1,7 +1,7 @@
 """Things to play with in a live notebook. Each has a static twin in `medcook.plots`, which readers on the web see."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import ipywidgets as widgets
 import numpy as np
@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from medcook.data import Case
 from medcook.data.intensity import window as ct_window
 from medcook.data.manifests import Manifest
+from medcook.fair_figures import threshold_view
 from medcook.film import Film, draw_frame, error_handles
 from medcook.handover import handover_view
 from medcook.plots import as_slices, show_slice
@@ -76,6 +77,22 @@ def handover_slider(frame: pd.DataFrame, dataset: str, arm: str | None = None) -
     share = widgets.FloatSlider(0.1, min=0, max=0.9, step=0.02, description="handed over", readout_format=".0%")
     which = widgets.Dropdown(options=arms, value=arm or arms[0], description="method")
     return live(lambda share, name: handover_view(frame, name, share, dataset), share, which)
+
+
+def threshold_explorer(frame: pd.DataFrame, dataset: str, attributes: Sequence[str]) -> widgets.VBox:
+    """Choose a model, an attribute and the threshold; see sensitivity and specificity of each group (`threshold_view`).
+
+    frame  columns arm, replicate, score, outcome and the attributes
+    """
+    arms = list(dict.fromkeys(frame["arm"]))
+    which = widgets.Dropdown(options=arms, description="model")
+    attribute = widgets.Dropdown(options=list(attributes), description="groups by")
+    threshold = widgets.FloatSlider(0.5, min=0, max=1, step=0.02, description="threshold")
+
+    def draw(arm: str, by: str, level: float) -> Figure:
+        return threshold_view(frame[frame["arm"] == arm], by, level, dataset)
+
+    return live(draw, which, attribute, threshold)
 
 
 def live(draw: Callable[..., Figure], *controls: widgets.ValueWidget) -> widgets.VBox:

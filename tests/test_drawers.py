@@ -70,3 +70,16 @@ def test_landmarks_show_handing_over_and_damage():
     noisy = [mine[f"uncertainty_{level}"].mean() / mine["uncertainty_0"].mean() for level in range(4)]
     assert right.lines[0].get_ydata().tolist() == pytest.approx(noisy)
     assert [text.get_text() for text in left.get_legend().get_texts()][:2] == ["method", "baseline"]
+
+
+def test_fairness_figures_show_groups_views_and_probes():
+    frame = rows(["dice"]).assign(group=lambda table: np.where(table["outcome"] == 1, "north", "south"))
+    left, right = drawers.fairseg_figure(summary("fairseg"), frame).axes
+    assert len(left.containers) == 4 and len(right.containers) == 4, "two groups, two formulas, of two arms"
+    frame = rows(["score", "score_full", "score_without", "score_only"])
+    left, right = drawers.masking_figure(summary("mask-of-truth"), frame).axes
+    assert len(left.containers) == 2 and len(right.texts) == 6
+    names = ["score", "age_score", "site_score", "finding_score", "drained_score"]
+    outcomes = {f"{name}_outcome": lambda table: table["outcome"] for name in ("age", "site", "finding")}
+    left, right = drawers.audit_figure(summary("cxr-clip-fairness"), rows(names).assign(**outcomes)).axes
+    assert len(left.containers) == 6 and len(right.containers) == 4

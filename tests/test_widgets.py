@@ -51,3 +51,18 @@ def test_handing_over_more_moves_the_picture():
     which.value = "net"
     seen.append(bytes(image.value))
     assert len(set(seen)) == 3
+
+
+def test_model_attribute_and_threshold_move_the_picture():
+    rng = np.random.default_rng(0)
+    parts = {"score": rng.random(30), "outcome": np.arange(30) % 2, "replicate": 0}
+    groups = {"sex": np.where(np.arange(30) % 3, "man", "woman"), "site": np.where(np.arange(30) % 5, "north", "south")}
+    frame = pd.concat([pd.DataFrame(parts | groups | {"arm": arm}) for arm in ("net", "other")])
+    frame.loc[frame["arm"] == "other", "score"] **= 2
+    box = widgets.threshold_explorer(frame, "embedded", ["sex", "site"])
+    controls, image = box.children[0].children, box.children[1]
+    seen = [bytes(image.value)]
+    for control, value in zip(controls, ("other", "site", 0.2), strict=True):
+        control.value = value
+        seen.append(bytes(image.value))
+    assert len(set(seen)) == 4

@@ -14,7 +14,7 @@ from medcook import statistics
 from medcook.errors import MedcookError
 from medcook.measures.equity import equity_scaled, equity_scaled_std
 
-__all__ = ["GapTest", "by_group", "equity_scaled", "equity_scaled_std", "gap_test"]
+__all__ = ["GapTest", "by_group", "dealt_gaps", "equity_scaled", "equity_scaled_std", "gap_test"]
 
 PERMUTATIONS = 5000
 LEVEL = 0.05
@@ -64,6 +64,15 @@ def gap_test(
 
     frame  one or more rows a patient, which are averaged first (also over replicates); a patient has one group
     """
+    gap, random, n = dealt_gaps(frame, metric, group, permutations, seed)
+    p = (1 + np.sum(random >= gap - 1e-12)) / (1 + permutations)
+    return GapTest(gap, float(np.quantile(random, 1 - LEVEL)), float(p), n)
+
+
+def dealt_gaps(
+    frame: pd.DataFrame, metric: str = "dice", group: str = "group", permutations: int = PERMUTATIONS, seed: int = 0
+) -> tuple[float, np.ndarray, dict[str, int]]:
+    """(gap, gaps (permutations,) of the same patients in groups dealt out at random, {group: patients})."""
     patients = _named(frame, group).groupby("patient_id").agg(value=(metric, "mean"), group=(group, "first"))
     names, codes, sizes = np.unique(patients["group"].to_numpy(str), return_inverse=True, return_counts=True)
     if len(names) < 2:
@@ -72,9 +81,7 @@ def gap_test(
     dealt = rng.permuted(np.tile(codes, (permutations, 1)), axis=1)
     values = patients["value"].to_numpy(float)
     gap, random = (gaps(values, each, sizes) for each in (codes[None], dealt))
-    p = (1 + np.sum(random >= gap - 1e-12)) / (1 + permutations)
-    chance = np.quantile(random, 1 - LEVEL)
-    return GapTest(float(gap[0]), float(chance), float(p), dict(zip(names.tolist(), sizes.tolist(), strict=True)))
+    return float(gap[0]), random, dict(zip(names.tolist(), sizes.tolist(), strict=True))
 
 
 def gaps(values: np.ndarray, codes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
