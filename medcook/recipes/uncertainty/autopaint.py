@@ -274,7 +274,7 @@ recipe = Recipe(
         Component(
             "finding and painting over",
             "implemented",
-            "no code was published; our reading: the fifth of the lungs that differs most from its painted version is "
+            "no code was found; our reading: the fifth of the lungs that differs most from its painted version is "
             "painted over, twice",
         ),
         Component("segmenting the difference", "implemented", "a map from 0 to 1, averaged over a case; no threshold"),

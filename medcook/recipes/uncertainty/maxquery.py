@@ -269,7 +269,7 @@ recipe = Recipe(
         Component(
             "query-distribution loss",
             "implemented",
-            "no code was published; our reading: half of the queries are the background's, the others are shared out "
+            "no code was found; our reading: half of the queries are the background's, the others are shared out "
             "among the structures, and the mean assignment over a class's pixels must lie on its own queries",
         ),
         Component(
