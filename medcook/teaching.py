@@ -64,6 +64,24 @@ def _segmentation(cases: pd.DataFrame, arm) -> dict:
     }
 
 
+def show_evidence(paper: str, table: bool = False) -> None:
+    """Display a paper's evidence at `full`: its figure, if asked for its arms, and the verdict; or how to make it."""
+    from medcook.figures import evidence_figure
+
+    if (summary := load_summary(paper, "full")) is None:
+        print(f"{paper}: not measured yet. Make it: medcook reproduce {paper} --profile full")
+        return
+    display(evidence_figure(summary))
+    if table:
+        display(evidence_table(paper))
+    display(verdict_table(paper))
+
+
+def measured(chapter: str) -> list[str]:
+    """The papers of a chapter that have evidence at `full`, in the ledger's order."""
+    return [row.id for row in load_ledger() if row.chapter == chapter and load_summary(row.id, "full")]
+
+
 def verdict_table(*papers: str, profile: str = "full") -> pd.DataFrame:
     """One row a claim: what is compared, the measured difference with interval and n, and the verdict by rule."""
     rows = [row for paper in papers for row in _claims(need_summary(paper, profile))]

@@ -66,3 +66,18 @@ def test_published_figures_say_where_they_were_checked():
     assert list(table.loc["UA-MT", "Dice, 3 labelled"]) == ["46.0", "61.0"]  # tables disagree
     with pytest.raises(MedcookError, match="acdc-few-labels"):
         teaching.literature("elsewhere")
+
+
+def test_evidence_that_is_not_there_is_said_and_no_error(monkeypatch, capsys):
+    monkeypatch.setattr(teaching, "load_summary", lambda paper, profile=None: None)
+    teaching.show_evidence("bcp")
+    assert "bcp: not measured yet. Make it: medcook reproduce bcp" in capsys.readouterr().out
+    assert teaching.measured("04_semi_supervised") == []
+
+
+def test_evidence_is_shown_as_figure_table_and_verdict(monkeypatch):
+    shown = []
+    monkeypatch.setattr(teaching, "display", shown.append)
+    teaching.show_evidence("bcp", table=True)
+    assert len(shown) == 3 and "verdict" in shown[2].columns
+    assert "bcp" in teaching.measured("04_semi_supervised")
