@@ -130,7 +130,7 @@ def forest(summaries: Sequence[Summary]) -> Figure:
         groups.setdefault(summary.metric, []).append(summary)
     heights = [len(members) for members in groups.values()]
     options = dict(height_ratios=heights, squeeze=False)
-    figure, grid = plots.panels(len(groups), 1, size=(8, 1.2 + 0.55 * sum(heights)), **options)
+    figure, grid = plots.panels(len(groups), 1, size=(8, 0.8 + 0.55 * sum(heights) + 0.5 * len(groups)), **options)
     for axes, members in zip(grid[:, 0], groups.values(), strict=True):
         axes.axvline(0, color="0.6", linewidth=1)
         for row, summary in enumerate(members):

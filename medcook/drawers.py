@@ -193,7 +193,7 @@ def landmarks_figure(summary: Summary, frame: pd.DataFrame) -> Figure:
         mine = frame[frame["arm"] == name]
         start = mine["uncertainty_0"].mean()
         noisy = [mine[f"uncertainty_{level}"].mean() / start for level in range(4)]
-        covered = [1.0] + [mine[f"covered_{level}"].mean() / start for level in range(1, 4)]
+        covered = [1.0] + [mine[f"uncertainty_covered_{level}"].mean() / start for level in range(1, 4)]
         right.plot(range(4), noisy, "o-", color=colour(number), markersize=4, label=name)
         right.plot(range(4), covered, "s--", color=colour(number), markersize=4, linewidth=1)
     right.set(xlabel="level of damage (solid: noise, dashed: a box blanked)", xticks=range(4))

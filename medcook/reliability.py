@@ -123,9 +123,9 @@ def reliability_diagram(said: Mapping[str, Forecast], bins: int = 10) -> Figure:
 
     Below the diagonal it promises too much; the orange bars are the gaps, and a dot's area the share of the pixels.
     """
-    columns = min(4, len(said))
+    columns = min(5, len(said))
     rows = -(-len(said) // columns)
-    figure, grid = plots.panels(rows, columns, size=(2.7 * columns, 2.9 * rows + 0.5), squeeze=False, sharex=True)
+    figure, grid = plots.panels(rows, columns, size=(2.4 * columns, 2.7 * rows + 0.5), squeeze=False, sharex=True)
     for axes, (name, one) in zip(grid.ravel(), said.items(), strict=False):
         draw_reliability(axes, reliability_of(one, bins))
         axes.set_title(f"{name}\nECE {calibration_error(reliability_of(one, bins)):.3f}", fontsize=9)
@@ -192,12 +192,13 @@ def sample_sheet(image: np.ndarray, rows: Mapping[str, np.ndarray], manifest: Ma
 
     image  (H, W)
     """
+    count = min(count, max(map(len, rows.values())))
     figure, grid = plots.panels(len(rows), count + 2, size=(1.75 * (count + 2), 1.95 * len(rows) + 0.4), squeeze=False)
     everything = np.concatenate(list(rows.values())).any(0)
     window = plots.around(everything, margin=8)
     for line, (name, masks) in zip(grid, rows.items(), strict=True):
         for axes, mask in zip(line, masks[:count], strict=False):
-            plots.show_slice(axes, image[window], mask[window].astype(np.uint8), fill=0.25)
+            plots.show_slice(axes, image[window], 2 * mask[window].astype(np.uint8), fill=0.25)
         for axes in line[len(masks) :][: max(0, count - len(masks))]:
             axes.set_axis_off()
         draw_raters(line[count], image[window], masks[:, *window])

@@ -64,7 +64,7 @@ def test_each_recipe_is_drawn(paper):
 
 def test_landmarks_show_handing_over_and_damage():
     columns = ["error", "uncertainty", *(f"uncertainty_{level}" for level in range(4))]
-    frame = rows([*columns, *(f"covered_{level}" for level in range(1, 4))])
+    frame = rows([*columns, *(f"uncertainty_covered_{level}" for level in range(1, 4))])
     left, right = landmarks_figure(summary("chexmask-u"), frame).axes
     mine = frame[frame["arm"] == "baseline"]
     noisy = [mine[f"uncertainty_{level}"].mean() / mine["uncertainty_0"].mean() for level in range(4)]
