@@ -293,7 +293,11 @@ recipe = Recipe(
             replicates=1,
             arms=tuple(name for name in ARMS if "ImageNet" not in name),  # its weights need the network
         ),
-        "full": Scale(CaptionTask("chest_xray", evaluation="test"), Budget(steps=150, checks=1)),
+        "full": Scale(
+            CaptionTask("chest_xray", evaluation="test"),
+            Budget(steps=150, checks=1),
+            arms=tuple(name for name in ARMS if "ImageNet" not in name),
+        ),
     },
     metric="auc",
     score=audit,

@@ -237,7 +237,11 @@ recipe = Recipe(
             replicates=1,
             arms=("ERM", "fair error-bound scaling", "equal weights", "GroupDRO"),
         ),
-        "full": Scale(RareGroupTask("chest_xray", rare="Shenzhen", evaluation="test"), Budget(steps=250, batch=8)),
+        "full": Scale(
+            RareGroupTask("chest_xray", rare="Shenzhen", evaluation="test"),
+            Budget(steps=250, batch=8),
+            arms=("ERM", "fair error-bound scaling", "equal weights", "GroupDRO"),
+        ),
     },
     metric="equity_scaled_dice",
     score=group_rows,

@@ -242,7 +242,11 @@ recipe = Recipe(
             replicates=1,
             arms=("full", "without lungs", "lungs only", "shuffled"),
         ),
-        "full": Scale(RegionTask("chest_xray", evaluation="test"), Budget(steps=400, batch=16)),
+        "full": Scale(
+            RegionTask("chest_xray", evaluation="test"),
+            Budget(steps=400, batch=16),
+            arms=("full", "without lungs", "lungs only", "silhouette", "shuffled"),
+        ),
     },
     metric="auc",
     score=masking_rows,

@@ -261,7 +261,11 @@ recipe = Recipe(
     ablation=("roi-guided", "random region"),
     scales={
         "quick": Scale(OrganTask("embedded", labelled=4), Budget(steps=40, batch=8, checks=1), replicates=1),
-        "full": Scale(OrganTask("chest_xray", evaluation="test"), Budget(steps=250, checks=1)),
+        "full": Scale(
+            OrganTask("chest_xray", evaluation="test"),
+            Budget(steps=250, checks=1),
+            arms=("plain occlusion", "roi-guided", "random region"),
+        ),
     },
     metric="dice",
     score=overlap,

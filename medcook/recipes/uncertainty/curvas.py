@@ -162,7 +162,11 @@ recipe = Recipe(
     replicate="fold",
     scales={
         "quick": Scale(MultiRaterTask("embedded", folds=3), Budget(steps=30, batch=4, checks=1), replicates=1),
-        "full": Scale(MultiRaterTask("bubil", folds=3), Budget(steps=240, batch=4, checks=2)),
+        "full": Scale(
+            MultiRaterTask("bubil", folds=3),
+            Budget(steps=240, batch=4, checks=2),
+            arms=("softmax", "random rater", "deep ensemble"),
+        ),
     },
     metric="ece",
     expect="superior",

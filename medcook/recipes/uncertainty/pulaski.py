@@ -172,7 +172,11 @@ recipe = Recipe(
     score=score,
     scales={
         "quick": Scale(RaterTask("embedded"), Budget(steps=30, batch=4, checks=2), replicates=1),
-        "full": Scale(RaterTask("bubil", folds=5), Budget(steps=300, batch=4, checks=3), replicates=5),
+        "full": Scale(
+            RaterTask("bubil", folds=5),
+            Budget(steps=300, batch=4, checks=3),
+            arms=("cross-entropy and Dice", "pulaski", "single rater"),
+        ),
     },
     source="loss and settings: github.com/soumickmj/PULASki, pipeline.py",
     components=(
