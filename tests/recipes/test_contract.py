@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from medcook.data import open_dataset
+from medcook.errors import MedcookError
 from medcook.evaluation import MEASURES
 from medcook.methods import Batch, Moment
 from medcook.recipes import Recipe, all_recipes
@@ -54,6 +55,16 @@ def test_quick_needs_no_download(recipe):
     assert recipe.scales["quick"].task.dataset == "embedded"
 
 
+def needs_attributes(task) -> None:
+    """Skip where who takes part depends on facts about patients, and these are not on this machine."""
+    try:
+        _ = task.labelled_patients
+    except MedcookError as error:
+        if "not on this machine" not in str(error):
+            raise
+        pytest.skip(f"{task.dataset} is not on this machine")
+
+
 @AT_EVERY_PROFILE
 def test_runs_are_what_the_recipe_says(recipe, profile):
     scale = recipe.scales[profile]
@@ -64,6 +75,7 @@ def test_runs_are_what_the_recipe_says(recipe, profile):
         assert all(getattr(task, name) == value for name, value in recipe.arms[arm].changes.items())
         assert recipe.replicate == "seed" or getattr(task, recipe.replicate) == number
         split = open_dataset(task.dataset).split
+        needs_attributes(task)
         assert task.labelled_patients and task.val_patients
         assert not {*task.labelled_patients, *task.val_patients} & set(split.test)
         assert not set(task.labelled_patients) & set(task.val_patients)
