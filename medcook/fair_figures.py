@@ -8,6 +8,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from scipy.stats import binomtest
 from torch import Tensor
 
@@ -65,6 +66,7 @@ def null_figure(frame: pd.DataFrame, dataset: str, groups: Mapping[str, str], me
         count = ", ".join(f"{who} {n}" for who, n in sizes.items())
         axes.set_title(f"by {name}: p = {found.p:.2g}\n{count}", fontsize=9)
         axes.set(xlabel=f"gap in {metric}, best minus worst group", yticks=[])
+        axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.spines[["top", "right", "left"]].set_visible(False)
     handles, labels = row[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=8)

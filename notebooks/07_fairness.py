@@ -38,7 +38,6 @@ from medcook import comparison, fair_figures, metrics, pooled, statistics, teach
 from medcook.cohorts import outcome_rows
 from medcook.evidence import evidence_frame
 from medcook.exercises import check
-from medcook.figures import evidence_figure
 from medcook.measures import equity, fairness
 from medcook.methods.contrastive import contrast
 from medcook.profiles import resolve_profile
@@ -58,14 +57,13 @@ pd.set_option("display.max_colwidth", None)
 # %% tags=["cover"]
 masking = find_recipe("mask-of-truth")
 views = ("full", "without lungs", "without lung box", "lungs only", "silhouette")
-views = [arm for arm in views if arm in masking.arms]
 masked = masking.run(profile, "full", 0)[1]
 shown = masked.samples("val")
 ill = shown.labels.flatten(1)[:, 0] == 1
 half = len(shown.images) // 16
 rows = [int(number) for kind in (ill, ~ill) for number in kind.nonzero()[:, 0][[half, -half - 1]]]
 told = teaching.need_summary("mask-of-truth").arms if profile != "quick" else {}
-titles = [f"{arm}\nAUC {told[arm].mean:.2f}" if told else arm for arm in views]
+titles = [f"{arm}\nAUC {told[arm].mean:.2f}" if arm in told else arm for arm in views]
 fair_figures.view_sheet(
     {title: masking.arms[arm].method.view(shown.images[rows]) for title, arm in zip(titles, views, strict=True)},
     masked.data.manifest,
@@ -73,13 +71,14 @@ fair_figures.view_sheet(
 )
 
 # %% [markdown]
-# An AUC is the chance that an ill person scores above a healthy one; 0.5 is a coin. We come back to these columns.
+# An AUC is the chance that an ill person scores above a healthy one; 0.5 is a coin. Those above the columns are of
+# test patients, each of a classifier that was trained on that view and nothing else. We come back to them.
 # Two questions run through the chapter: **for whom** is the model right, and **for which reason**?
 #
-# ## The failure first: a group that pays for the mean
-# A controlled experiment. All training patients of one hospital, and so few of the other that they are 5% of all.
-# Nothing else is different: so it is known who will be served badly, and why. Plain training (empirical risk
-# minimisation, ERM) minimises the mean loss, and the mean is the large group's.
+# ## The failure first: who pays for the mean?
+# A controlled experiment. All training patients of one hospital, and so few of the other that they are 5% of all:
+# it is known beforehand who ought to be served badly, and why. Plain training (empirical risk minimisation, ERM)
+# minimises the mean loss, and the mean is the large group's.
 
 # %%
 rare = find_recipe("fairseg")
@@ -102,8 +101,9 @@ display(fairness.by_group(scored).round(3))
 fair_figures.worst_of_groups(baseline, scored)
 
 # %% [markdown]
-# Median and lowest cases of each group, on validation patients. The mean above says nothing of this: a test set that
-# is mostly one hospital has the mean of that hospital.
+# Median and lowest cases of each group, on validation patients. No mean shows these, and the mean of a test set that
+# is mostly one hospital is the mean of that hospital. Are the groups really apart, or is it that we now know where to
+# look?
 #
 # ## Is a gap a gap?
 # Two groups of a few patients always differ. And a gap, best minus worst, is never negative, so that its bootstrap
@@ -119,13 +119,19 @@ print(fairness.gap_test(small.assign(group=list("AAAAAABB"))))
 print(fairness.gap_test(small.assign(group=list("ABABABAB"))))
 
 # %% [markdown]
-# The committed evidence has the test patients, three draws of the rare patients. Of plain training, by three
-# groupings of the same patients (those whose sex and age are known):
+# The committed evidence has the test patients, and three draws of the rare patients. All of them, by hospital:
+
+# %%
+frame = evidence_frame("fairseg", "full")
+for arm, mine in frame.groupby("arm", sort=False):
+    print(f"{arm}: {fairness.gap_test(mine)}")
+
+# %% [markdown]
+# Those whose sex and age are known, by three groupings of the same patients:
 
 # %%
 audited = fair_figures.in_words(evidence_frame("cxr-clip-fairness", "full"), cxr_clip_fairness.WORDS)
 people = audited[["patient_id", *cxr_clip_fairness.WORDS]].drop_duplicates("patient_id")
-frame = evidence_frame("fairseg", "full")
 plain = frame[frame["arm"] == "ERM"].merge(people, on="patient_id")
 groupings = {"site": "site", "sex": "sex", "age": "age"}
 fair_figures.null_figure(plain, "chest_xray", groupings)
@@ -135,9 +141,13 @@ fair_figures.gap_table(plain, groupings)
 
 # %% [markdown]
 # How to read it. Orange right of the dashed line: more than chance makes. Left of it: **these data cannot tell it from
-# noise**, which is not the same as *fair*: with so few patients a real gap of that size would look just so. Testing
-# three groupings is three chances to be surprised, hence Holm's correction. A table of subgroups without n, without
-# intervals and without such a test is a table of anecdotes.
+# noise**, which is not the same as *fair*: with so few patients a real gap of that size would look just so. The same
+# gap can pass with all patients and fail with those whose age is known. And testing several groupings is several
+# chances to be surprised, hence Holm's correction. The bootstrap intervals of the gaps are all above zero: they have
+# to be. A table of subgroups without n, without intervals and without such a test is a table of anecdotes.
+#
+# Note also how *small* the gap by hospital is. A hospital that is 5% of the training images was expected to pay dearly;
+# for lungs, and with strong augmentation, it hardly does. A harder organ may well behave otherwise.
 #
 # ## One number for quality and fairness, and its two formulas
 # FairSeg (Tian et al., ICLR 2024) divides the overall Dice by one plus how far the groups are from it. Two formulas go
@@ -205,11 +215,9 @@ fair_figures.group_figure({"ERM": scored, "fair error-bound scaling": by_patient
 
 # %% [markdown]
 # And all of them on the test patients, three draws each: left every group, right what either formula makes of it.
-# *20%* and *1%* are other shares of the rare group.
 
 # %%
-display(evidence_figure(teaching.need_summary("fairseg")))
-teaching.verdict_table("fairseg")
+teaching.show_evidence("fairseg")
 
 # %%
 overview = {}
@@ -226,11 +234,11 @@ for arm in teaching.need_summary("fairseg").arms:
 pd.DataFrame.from_dict(overview, orient="index")
 
 # %% [markdown]
-# How to read it. First the worst group, then the mean: a gap also closes when the good group gets worse. Then the
-# comparison that the ingredient has to win: *fair error-bound scaling* against the same code with *equal weights*. If
-# the interval of that difference holds zero, the weights have not been shown to do anything here, whatever the gap
-# looks like. And before any loss: how much does it help to have more patients of the rare group (5% to 20%)? Data is
-# a cure, too.
+# How to read it. First the worst group, then the mean: **a gap also closes when the good group gets worse**, and then
+# nobody was helped (look at GroupDRO's row with that in mind). Then the comparison that the ingredient has to win:
+# *fair error-bound scaling* against the same code with *equal weights*. Where the interval of that difference holds
+# zero, the weights have not been shown to do anything here, however nice the gap looks. A cure can only be seen where
+# there is something to cure.
 #
 # ## Right for the wrong reason
 # *Mask of truth* (Sourget et al. 2024). Train a classifier of tuberculosis on X-rays **without lungs**. Hiding must
@@ -251,10 +259,10 @@ for name in ("without", "without box", "only"):
     print(f"{name:12s} hides {int((seen == 0).sum()):2d} pixels; knows what is in the region: {not same}")
 
 # %% [markdown]
-# Two live: one that sees everything, one that sees all but the region. Validation patients:
+# Two live, on validation patients: one that sees all but the region, and one that does not even see its outline.
 
 # %%
-classifiers = {arm: fit(*masking.run(profile, arm, 0)) for arm in ("full", "without lungs")}
+classifiers = {arm: fit(*masking.run(profile, arm, 0)) for arm in ("without lungs", "without lung box")}
 found = {}
 for arm, one in classifiers.items():
     told = pd.DataFrame([row for case in one.task.cases("val") for row in outcome_rows(one, case, group="site")])
@@ -267,14 +275,13 @@ for arm, one in classifiers.items():
 pd.DataFrame.from_dict(found, orient="index")
 
 # %% [markdown]
-# And what the committed evidence says of all views. Three controls decide what it means. **Shuffled**: outcomes dealt
-# out at random show what chance looks like. **Silhouette**: nothing but the outline of the lungs, because sick lungs
-# have another shape, and a mask has an outline. **Without lung box**: not even that. Right: each classifier, tested on
-# images that are masked otherwise than those it was trained on.
+# And what the committed evidence says. Three controls decide what it means. **Shuffled**: outcomes dealt out at random
+# show what chance looks like. **Silhouette**: nothing but the outline of the lungs, because sick lungs have another
+# shape, and what was cut out has an outline. **Without lung box** (live, above): only a rectangle is left of it.
+# Right: each classifier, tested on images that are masked otherwise than those it was trained on.
 
 # %%
-display(evidence_figure(teaching.need_summary("mask-of-truth")))
-teaching.verdict_table("mask-of-truth")
+teaching.show_evidence("mask-of-truth")
 
 # %%
 looks = evidence_frame("mask-of-truth", "full").query("arm == 'full'")
@@ -286,15 +293,16 @@ for site, part in looks.groupby("group"):
     print(f"{site}: AUC {teaching.with_interval(auc.mean, auc.low, auc.high)}, {auc.n_patients} patients")
 
 # %% [markdown]
-# How to read it. An AUC without lungs whose interval stays above *shuffled* means that the rest of the image gives
-# the outcome away. A classifier of whole images is free to use that, and its own AUC cannot say whether it does. If
-# what it attributes lies in the lungs no more than their area would make it, looking did not follow the anatomy
-# either. An AUC is **not evidence of a reason**.
+# How to read it. An AUC without lungs whose interval stays above that of *shuffled* means that the rest of the image,
+# or the outline of what is missing, gives the outcome away; the silhouette says how much the outline alone does. Here
+# the classifier without lungs is as good as the one that sees them: **a high AUC is no evidence of a reason**. The
+# classifier of whole images is free to use the same clues, and what it attributes lies in the lungs no more than their
+# area would make it. (Attribution is a measurement with faults of its own: see the end of this chapter.)
 #
 # ## A shortcut, planted on purpose
 # Ill patients get a chest drain; a model that finds drains finds treated patients (Sourget et al. 2025). Real drains
 # are not at hand, so **we draw them**: into 80% of the training images with tuberculosis, and nobody else's. Then the
-# very same test patient can be seen with and without it, which no real data set allows.
+# very same test patient can be seen with and without it, which real data sets do not allow.
 
 # %%
 teaching.show_code(cxr_clip_fairness.draw_drain)
@@ -305,8 +313,8 @@ drains = torch.cat([cxr_clip_fairness.draw_drain(one[None], f"patient {k}") for 
 fair_figures.view_sheet({"as it is": patients, "simulated drain": drains}, masked.data.manifest)
 
 # %% [markdown]
-# AUC where the ill have the drain, where they have none, and how much of the first is the drain's. The first line of
-# each pair of models never saw a drain in training.
+# AUC where the ill have the drain, where they have none, and how much of the first is the drain's. Only the models
+# whose name says so have seen drains in training.
 
 # %%
 drops = {}
@@ -353,13 +361,12 @@ fair_figures.plane_figure(contrastive, list(cxr_clip_fairness.WORDS), "chest_xra
 # comparison is the same probe on the two that are in the plot.
 
 # %%
-display(evidence_figure(teaching.need_summary("cxr-clip-fairness")))
-teaching.verdict_table("cxr-clip-fairness")
+teaching.show_evidence("cxr-clip-fairness")
 
 # %% [markdown]
 # How to read it. "No clusters in the plot" is no evidence that an attribute is absent: the probe decides, not the eye.
 # A probe whose interval stays above 0.5 shows that the attribute *can* be read; not that the finding is made from it.
-# And compare with the features of ImageNet, which has never seen an X-ray: sex and age show in a chest.
+# Sex and age do show in a chest.
 #
 # Does the finding's AUC differ between subgroups? With the n that decides what may be said:
 
@@ -429,21 +436,26 @@ explained = fair_figures.explain(network, ways, numbers, overlap)
 fair_figures.saliency_sheet(**explained, manifest=network.task.data.manifest)
 
 # %%
-display(evidence_figure(teaching.need_summary("xai-clip")))
-teaching.verdict_table("xai-clip")
+teaching.show_evidence("xai-clip")
 
 # %% [markdown]
 # How to read it. A map that is cut down to a region overlaps with that region, whatever the network does: *random
-# region* shows what cutting alone makes, and *own prediction* what one gets without any text. And overlap with the lung
-# says that the map is **plausible**. Whether it is **faithful** is another question: take away the most salient tenth
-# of the pixels; how much evidence goes? A plausible map of a model that looks elsewhere is a lie that looks good, and
-# the last panel is the one that can tell.
-#
+# region* shows what cutting in the wrong place makes, and the region alone, without any network's evidence, may already
+# overlap as much as the map does (printed below). Overlap with the lung says that a map is **plausible**. Whether it is
+# **faithful** is another question: take away the most salient tenth of the pixels; how much evidence goes? A plausible
+# map of a model that looks elsewhere is a lie that looks good, and the last panel is the one that can tell.
+
+# %%
+maps = evidence_frame("xai-clip", "full").groupby("arm", sort=False)
+columns = ["dice", "region_dice", "evaluations", "faithfulness"]
+maps[columns].mean().round(3).rename(columns={"region_dice": "Dice of the region alone", "dice": "Dice of the map"})
+
+# %% [markdown]
 # ## Ablation
 # Squares: the method against its comparator. Circles: the method against itself without the claimed ingredient.
 
 # %%
-papers = [row for row in teaching.chapter_papers("07_fairness").index if teaching.load_summary(row)]
+papers = teaching.measured("07_fairness")
 comparison.forest([teaching.need_summary(paper) for paper in papers])
 
 # %% [markdown]

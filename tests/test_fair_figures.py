@@ -32,7 +32,7 @@ def audited(count: int = 24, replicates: int = 2) -> pd.DataFrame:
         table = pd.DataFrame({name: rng.random(count) for name in names}).assign(replicate=replicate, arm="net")
         for name, period in (("outcome", 2), ("age_outcome", 3), ("site_outcome", 4), ("finding_outcome", 5)):
             table[name] = (number % period == 0).astype(float)
-        table["group"] = [f"south {('old', 'young')[n % 3 == 0]} {('woman', 'man')[n % 2 == 0]}" for n in number]
+        table["group"] = [f"south {'old' if n % 3 else 'young'} {'woman' if n % 2 else 'man'}" for n in number]
         parts.append(table.assign(patient_id=[f"p{n}" for n in number]))
     return pd.concat(parts, ignore_index=True)
 
