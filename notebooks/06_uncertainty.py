@@ -40,7 +40,6 @@ from IPython.display import display
 from medcook import comparison, handover, reliability, teaching, widgets
 from medcook.evidence import evidence_frame
 from medcook.exercises import check
-from medcook.figures import evidence_figure
 from medcook.measures.calibration import brier, expected_calibration_error, temper
 from medcook.measures.conformal import choose_lambda
 from medcook.measures.disagreement import consensus, crps, energy_distance, jaccard_distances
@@ -164,9 +163,7 @@ pd.DataFrame(
 # *Dice* counts only the pixels on which all of them agree.
 
 # %%
-display(evidence_figure(teaching.need_summary("curvas")))
-display(teaching.evidence_table("curvas"))
-teaching.verdict_table("curvas")
+teaching.show_evidence("curvas", table=True)
 
 # %% [markdown]
 # The challenge behind this protocol (CURVAS) found that better calibrated models segment better, too. Is it so from
@@ -227,12 +224,14 @@ for name, net in nets.items():
 reliability.sample_sheet(case.image[0][plane[1:]], sheet, field.data.manifest)
 
 # %% [markdown]
-# Look at the column *all*: are the samples' outlines spread where the raters' are, and only there?
+# Look at the column *all*: are the samples' outlines spread where the raters' are, and only there? Samples that are all
+# alike are one mistake, samples that differ in the wrong place another. The evidence counts both: how far apart two
+# raters are, how far two samples (they should be as far), and how far a sample is from a rater.
 
 # %%
-display(evidence_figure(teaching.need_summary("pulaski")))
-display(teaching.evidence_table("pulaski"))
-teaching.verdict_table("pulaski")
+frame = evidence_frame("pulaski", "full")
+display(frame.groupby("arm", sort=False)[["raters_apart", "samples_apart", "samples_to_raters"]].mean().round(3))
+teaching.show_evidence("pulaski", table=True)
 
 # %% [markdown]
 # ## The clinician's question
@@ -378,9 +377,7 @@ what = f"{heart.data.manifest.classes[heart.unknown]}: never labelled in trainin
 reliability.score_sheet(images[:, 0].numpy(), unknown[numbers].numpy(), maps, heart.data.manifest, what=what)
 
 # %%
-display(evidence_figure(teaching.need_summary("maxquery")))
-display(teaching.evidence_table("maxquery"))
-teaching.verdict_table("maxquery")
+teaching.show_evidence("maxquery", table=True)
 
 # %% [markdown]
 # **Paint it healthy** (AutoPaint, Astaraki et al. 2023). Learn on healthy images to paint what is hidden. What differs
@@ -398,8 +395,7 @@ region[..., 7:] = False
 print(autopaint.find(difference, region, 0.02)[0, 0].int().numpy())
 
 # %%
-display(evidence_figure(teaching.need_summary("autopaint")))
-teaching.verdict_table("autopaint")
+teaching.show_evidence("autopaint")
 
 # %% [markdown]
 # **Look before you segment** (Chalcroft et al. 2021). A segmentation network finds something in most frames; a
@@ -420,8 +416,7 @@ print(f"random: {len(everyone[:, 1].flatten(1).unique(dim=0))} different labels;
 print(ius_prescreen.screened(everyone[:2], torch.tensor([True, False])).argmax(1).flatten(1).any(1).tolist())
 
 # %%
-display(evidence_figure(teaching.need_summary("ius-prescreen")))
-teaching.verdict_table("ius-prescreen")
+teaching.show_evidence("ius-prescreen")
 
 # %% [markdown]
 # **Choose by uncertainty** (DAUGS, Yalcinkaya et al. 2024). Several networks, and for each case the solution of the one
@@ -449,8 +444,7 @@ for name, answer in {"steady": steady, "fickle": fickle}.items():
     print(f"{name}: uncertainty {daugs.uncertainty(solution, deviation).item():.4f}")
 
 # %%
-display(evidence_figure(teaching.need_summary("daugs")))
-teaching.verdict_table("daugs")
+teaching.show_evidence("daugs")
 
 # %% [markdown]
 # **Fuse evidence** (MEFN, Qi et al. 2024). Each modality says what it believes *and how much it does not know*;
@@ -468,8 +462,7 @@ for name, other in {"with one that knows little": doubtful, "with one that objec
     print(f"sure, fused {name}: belief {belief[0, :, 0].numpy().round(3)}, unknown {ignorance.item():.3f}")
 
 # %%
-display(evidence_figure(teaching.need_summary("mefn")))
-teaching.verdict_table("mefn")
+teaching.show_evidence("mefn")
 
 # %% [markdown]
 # **Doubt about a landmark** (CheXmask-U, Cosarinsky et al. 2026). An encoder gives a distribution over a latent space,
@@ -487,8 +480,7 @@ for values in (bump, step @ bump, step @ step @ bump):
     print(values.numpy().round(3) + 0.0)
 
 # %%
-display(evidence_figure(teaching.need_summary("chexmask-u")))
-teaching.verdict_table("chexmask-u")
+teaching.show_evidence("chexmask-u")
 
 # %% [markdown]
 # ## What the ingredient adds
@@ -496,7 +488,7 @@ teaching.verdict_table("chexmask-u")
 # in the title gains over nothing else but its absence.
 
 # %%
-papers = [row for row in teaching.chapter_papers("06_uncertainty").index if teaching.load_summary(row)]
+papers = teaching.measured("06_uncertainty")
 comparison.forest([teaching.need_summary(paper) for paper in papers])
 
 # %% [markdown]
