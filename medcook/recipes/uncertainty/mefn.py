@@ -238,7 +238,7 @@ recipe = Recipe(
     ablation=("mefn", "without dempster"),
     scales={
         "quick": Scale(ContrastTask("embedded"), Budget(steps=60, batch=8, checks=1), replicates=1),
-        "full": Scale(ContrastTask("embedded", evaluation="test"), Budget(steps=300, batch=8, checks=2)),
+        "full": Scale(ContrastTask("embedded", evaluation="test"), Budget(steps=500, batch=8, checks=2)),
     },
     score=credibility,
     published={"AutoPET, gain in Dice": 0.0215, "Hecktor, gain in Dice": 0.0323},

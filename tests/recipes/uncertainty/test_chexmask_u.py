@@ -27,7 +27,7 @@ from medcook.recipes.uncertainty.chexmask_u import (
     with_noise,
 )
 
-TINY = dict(channels=(4, 8, 8), latents=6, nodes=12, width=8, order=3, draws=8)
+TINY = dict(channels=(4, 8, 8), latents=6, nodes=12, width=8, order=3, draws=8, skips=(1, 2))
 LATE = Moment(9, 10)
 
 
@@ -106,7 +106,16 @@ class TestGraph:
             torch.nn.init.zeros_(head.weight), torch.nn.init.zeros_(head.bias)
         stages = model.decode(mean, maps)
         assert torch.equal(stages[0], stages[2])
-        assert len(GraphVAE(**TINY, skips=()).build(1, 2, 2)["model"].decode(mean, maps)) == 1
+        assert len(GraphVAE(**TINY | {"skips": ()}).build(1, 2, 2)["model"].decode(mean, maps)) == 1
+
+    def test_image_features_at_the_landmarks_matter_to_later_stages_alone(self, nets):
+        model = nets["model"]
+        mean, _, maps = model.encode(batch().images)
+        other = [maps[0], maps[1] + 1, maps[2]]
+        before, after = model.decode(mean, maps), model.decode(mean, other)
+        assert [torch.equal(*pair) for pair in zip(before, after, strict=True)] == [True, False, False]
+        first = model.decode(mean, [maps[0] + 1, maps[1], maps[2]])
+        assert [torch.equal(*pair) for pair in zip(before, first, strict=True)] == [True, True, False]
 
     def test_it_learns_where_lungs_are(self):
         method = GraphVAE(**TINY, beta=0.0)

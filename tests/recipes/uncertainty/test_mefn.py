@@ -279,7 +279,7 @@ class TestCohort:
 
     def test_each_contrast_is_normalised_on_its_own(self):
         images = self.task.preparation.images(self.case(0, "both good"))
-        assert images.shape == (8, 2, 96, 96)
+        assert images.shape == (8, 2, 64, 64)
         assert images.mean((0, 2, 3)).abs().max() < 1e-4 and (images.std((0, 2, 3)) - 1).abs().max() < 1e-3
 
     @pytest.mark.parametrize("kind", range(4))
