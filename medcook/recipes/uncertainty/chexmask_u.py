@@ -272,6 +272,7 @@ recipe = Recipe(
         "full": Scale(
             CohortTask("chest_xray", keep=(("site", "Shenzhen"),), evaluation="test"),
             Budget(steps=600, batch=8, checks=2),
+            arms=("u-net entropy", "graph vae", "same variance for all"),
         ),
     },
     metric="rank_correlation",

@@ -253,7 +253,9 @@ recipe = Recipe(
             UnknownStructureTask("embedded", labelled=3, unknown=3), Budget(steps=40, batch=8, checks=2), replicates=1
         ),
         "full": Scale(
-            UnknownStructureTask("acdc", labelled=14, evaluation="test"), Budget(steps=250, batch=8, checks=3)
+            UnknownStructureTask("acdc", labelled=14, evaluation="test"),
+            Budget(steps=250, batch=8, checks=3),
+            arms=("max logit", "maxquery", "without distribution"),
         ),
     },
     metric="auroc",
