@@ -186,10 +186,10 @@ for _paper in MEASURES:
 @draws("chexmask-u")
 def landmarks_figure(summary: Summary, frame: pd.DataFrame) -> Figure:
     """What handing cases over gains with each arm's uncertainty, and how that grows when images are damaged."""
-    names = list(summary.arms)
+    compared = [summary.comparison.a, summary.comparison.b]
     figure, (left, right) = panels(1, 2, size=(10, 4.1))
-    draw_handover(left, frame, [summary.comparison.a, summary.comparison.b])
-    for number, name in enumerate(names):
+    draw_handover(left, frame, compared)
+    for number, name in enumerate([*compared, *(arm for arm in summary.arms if arm not in compared)]):
         mine = frame[frame["arm"] == name]
         start = mine["uncertainty_0"].mean()
         noisy = [mine[f"uncertainty_{level}"].mean() / start for level in range(4)]
@@ -197,7 +197,7 @@ def landmarks_figure(summary: Summary, frame: pd.DataFrame) -> Figure:
         right.plot(range(4), noisy, "o-", color=colour(number), markersize=4, label=name)
         right.plot(range(4), covered, "s--", color=colour(number), markersize=4, linewidth=1)
     right.set(xlabel="level of damage (solid: noise, dashed: a box blanked)", xticks=range(4))
-    right.set_ylabel("uncertainty, times the undamaged image's")
+    right.set_ylabel("uncertainty, undamaged = 1")
     right.legend(fontsize=8, frameon=False)
     right.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"{summary.title}: {summary.verdict}", fontsize=9)
