@@ -18,6 +18,8 @@ from medcook.measures.fairness import by_group, dealt_gaps, gap_test
 from medcook.teaching import with_interval
 
 MARKERS = "osD^vP"
+RESAMPLES = 500
+"""Resamples behind an interval in figures of many AUCs, which are slow to resample; tables have more."""
 MASKINGS = {"full": "whole image", "without": "without lungs", "only": "lungs only"}
 """The maskings under which classifiers are tested, {part of the column's name: what it shows}."""
 
@@ -65,7 +67,7 @@ def null_figure(frame: pd.DataFrame, dataset: str, groups: Mapping[str, str], me
         axes.axvline(gap, color=plots.PALETTE[5], linewidth=2, label="measured")
         count = ", ".join(f"{who} {n}" for who, n in sizes.items())
         axes.set_title(f"by {name}: p = {found.p:.2g}\n{count}", fontsize=9)
-        axes.set(xlabel=f"gap in {metric}, best minus worst group", yticks=[])
+        axes.set(xlabel=f"gap in {metric.replace('dice', 'Dice')}, best minus worst group", yticks=[])
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.spines[["top", "right", "left"]].set_visible(False)
     handles, labels = row[0, 0].get_legend_handles_labels()
@@ -317,7 +319,7 @@ def draw_auc(axes: Axes, frames: Mapping[str, Mapping[str, pd.DataFrame]], label
         offset = 0.5 * ((number + 0.5) / len(frames) - 0.5)
         style = {"color": plots.colour(number), "fmt": MARKERS[number], "markersize": 5, "capsize": 2}
         for row, part in enumerate(parts.values()):
-            found = statistics.interval(part, "auc")
+            found = statistics.interval(part, "auc", RESAMPLES)
             _bar(axes, found.mean, found.low, found.high, row + offset, **style)
         axes.plot([], [], style["fmt"], color=style["color"], label=kind)
     names = list(next(iter(frames.values())))
@@ -376,5 +378,5 @@ def drained(frame: pd.DataFrame, arms: Sequence[str]) -> dict[str, dict[str, pd.
     """For `draw_auc`: an audit's finding where the ill have no drain, and where all of them have one."""
     plain = frame.assign(score=frame["finding_score"], outcome=frame["finding_outcome"])
     with_drain = plain.assign(score=plain["score"].where(plain["outcome"] == 0, frame["drained_score"]))
-    kinds = {"no drain": plain, "the ill have a drain": with_drain}
+    kinds = {"no drain": plain, "the ill have a simulated drain": with_drain}
     return {kind: {name: rows[rows["arm"] == name] for name in arms} for kind, rows in kinds.items()}

@@ -115,7 +115,7 @@ def test_audit_frames_are_what_the_columns_say():
     assert asked["older"]["net"]["score"].tolist() == frame["age_score"].tolist()
     kinds = fair.drained(frame, ["net"])
     ill = frame["finding_outcome"] == 1
-    drained = kinds["the ill have a drain"]["net"]["score"]
+    drained = kinds["the ill have a simulated drain"]["net"]["score"]
     assert (drained[ill] == frame["drained_score"][ill]).all() and (drained[~ill] == frame["finding_score"][~ill]).all()
     _, axes = fair.plots.panels(size=(5, 3))
     fair.draw_auc(axes, kinds, "AUC")
