@@ -158,8 +158,8 @@ pd.DataFrame(
 ).T.round(3)
 
 # %% [markdown]
-# That is one fold of one cross-validation, on the network's grid. The committed evidence has all folds, on the
-# images' own grid, and adds dropout. *CRPS* scores the area that is predicted against the areas that raters drew,
+# That is one fold of one cross-validation, on the network's grid. The committed evidence has all three folds, on the
+# images' own grid. *CRPS* scores the area that is predicted against the areas that raters drew,
 # *Dice* counts only the pixels on which all of them agree.
 
 # %%
