@@ -66,9 +66,13 @@ def test_landmarks_show_handing_over_and_damage():
     columns = ["error", "uncertainty", *(f"uncertainty_{level}" for level in range(4))]
     frame = rows([*columns, *(f"uncertainty_covered_{level}" for level in range(1, 4))])
     left, right = landmarks_figure(summary("chexmask-u"), frame).axes
-    mine = frame[frame["arm"] == "baseline"]
-    noisy = [mine[f"uncertainty_{level}"].mean() / mine["uncertainty_0"].mean() for level in range(4)]
-    assert right.lines[0].get_ydata().tolist() == pytest.approx(noisy)
+    solid = [line for line in right.lines if line.get_linestyle() == "-"]
+    for line, arm in zip(solid, ("method", "baseline"), strict=False):
+        mine = frame[frame["arm"] == arm]
+        noisy = [mine[f"uncertainty_{level}"].mean() / mine["uncertainty_0"].mean() for level in range(4)]
+        assert line.get_ydata().tolist() == pytest.approx(noisy)
+        beside = next(one for one in left.get_legend().legend_handles if one.get_label() == arm)
+        assert line.get_color() == beside.get_color()  # an arm has one colour
     assert [text.get_text() for text in left.get_legend().get_texts()][:2] == ["method", "baseline"]
 
 

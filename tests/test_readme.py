@@ -12,9 +12,9 @@ def test_the_readme_is_what_its_tables_make():
 
 
 def test_tables_replace_what_stood_between_the_marks():
-    text = "<!-- chapters: x -->\nold\n<!-- /chapters -->\n<!-- results: y -->\n<!-- /results -->"
+    text = "<!-- chapters: x -->\nwhat stood there\n<!-- /chapters -->\n<!-- results: y -->\n<!-- /results -->"
     made = readme.filled(text)
-    assert "old" not in made and readme.chapters_table() in made and readme.results_table() in made
+    assert "what stood there" not in made and readme.chapters_table() in made and readme.results_table() in made
 
 
 def test_a_missing_mark_is_named():
