@@ -18,6 +18,8 @@ from medcook.teaching import with_interval
 
 SHARES = np.linspace(0, 0.9, 46)
 """Shares of the cases that are handed over, in figures."""
+RESAMPLES = 500
+"""For the intervals of `handover_table`, whose measures are computed anew for each."""
 KEPT, HANDED = plots.PALETTE[0], plots.PALETTE[1]
 
 
@@ -68,7 +70,7 @@ def handover_table(frame: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for name in dict.fromkeys(frame["arm"]):
         mine = frame[frame["arm"] == name]
-        gain, rank = (statistics.interval(mine, metric) for metric in ("handover_gain", "rank_correlation"))
+        gain, rank = (statistics.interval(mine, name, RESAMPLES) for name in ("handover_gain", "rank_correlation"))
         best = mean_curve(mine, "error")
         rows.append(
             {
@@ -171,13 +173,13 @@ def promise_figure(table: pd.DataFrame, alpha: float, names: tuple[str, str], ma
     """How much is missed, on average over further cases, in each draw of the calibration cases: here and elsewhere."""
     columns = [name for name in ("here", "elsewhere") if name in table]
     top = 1.1 * max(alpha, table[columns].to_numpy().max())
-    figure, axes = plots.panels(size=(7, 3.3))
+    figure, axes = plots.panels(size=(7, 3.5))
     edges = np.linspace(0, top, 45)
     for number, column in enumerate(columns):
         axes.hist(table[column], edges, color=plots.colour(number), alpha=0.6, label=names[number])
         axes.axvline(table[column].mean(), color=plots.colour(number), linewidth=1.5)
     axes.axvline(alpha, color="black", linestyle="--", linewidth=1.2, label=f"promised: at most {alpha} on average")
     axes.set(xlabel="share of the structure that is missed, mean over cases", ylabel="draws", xlim=(0, top))
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     return plots.credit(figure, manifest)

@@ -217,7 +217,7 @@ def score_sheet(
 
     images (N, H, W), marked (N, H, W) bool, maps {title: (N, H, W)}; the outline is drawn into every panel
     """
-    size = (2.4 * (len(maps) + 1), 2.4 * len(images) + 0.6)
+    size = (2.2 * (len(maps) + 1), 2.2 * len(images) + 0.7)
     figure, grid = plots.panels(len(images), len(maps) + 1, size=size, squeeze=False)
     for number, row in enumerate(grid):
         plots.show_slice(row[0], images[number])
@@ -253,7 +253,7 @@ def caught_and_missed(said: Forecast, count: int = 4) -> Figure:
     count = min(count, len(table) // 2)
     order = table["uncertainty"].sort_values(kind="stable", ascending=False).index
     surest = table.loc[order[len(order) // 2 :], "error"].sort_values(kind="stable", ascending=False).index
-    figure, grid = plots.panels(2, count, size=(2.4 * count, 5.6), squeeze=False)
+    figure, grid = plots.panels(2, count, size=(2.1 * count, 5.2), squeeze=False)
     for line, numbers in zip(grid, (order[:count], surest[:count]), strict=True):
         for axes, number in zip(line, numbers, strict=True):
             place = int((order == number).argmax()) + 1

@@ -83,7 +83,7 @@ def test_a_promise_holds_for_exchangeable_cases_and_not_elsewhere():
     assert table["here"].mean() <= 0.1 + 0.003 and table["here"].mean() > 0.06
     assert table["elsewhere"].mean() > 0.2
     figure = handover.promise_figure(table, 0.1, ("here", "there"), "embedded")
-    assert any("at most 0.1" in text.get_text() for text in figure.axes[0].get_legend().get_texts())
+    assert any("at most 0.1" in text.get_text() for text in figure.legends[0].get_texts())
 
 
 def test_without_enough_cases_the_most_careful_answer_is_given():
