@@ -14,6 +14,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from medcook.data import open_dataset
+from medcook.errors import MedcookError
 from medcook.evaluation import evaluate_many, evaluate_test_many
 from medcook.sam import zero_shot
 from medcook.sam.checkpoints import SMALL, load_small
@@ -51,6 +52,9 @@ def mask_of(predictor: Predictor) -> zero_shot.Promptable:
 
 def measured(path: Path = SCORES) -> pd.DataFrame:
     """All rows; sets that were not measured for these weights are, and what is measured is kept in `path`."""
+    if not SMALL.exists():
+        hint = "Make them: python -m medcook.sam.pretraining --out FOLDER, then medcook.sam.checkpoints.save_small."
+        raise MedcookError(f"{SMALL}: the small SAM's weights are not there.", hint)
     weights = sha256(SMALL.read_bytes()).hexdigest()[:12]
     kept = json.loads(path.read_text()) if path.exists() else {}
     if kept.get("weights") != weights:
@@ -134,9 +138,10 @@ BEGIN, END = "<!-- scores: python -m medcook.sam.card -->", "<!-- end of scores 
 
 def main() -> None:
     """Measure what is not measured, and write the scores into the card."""
-    text = CARD.read_text(encoding="utf-8")
+    scores = f"{BEGIN}\n{card(measured())}\n{END}"
+    text = CARD.read_text(encoding="utf-8") if CARD.exists() else f"# The small SAM\n\n{BEGIN}{END}\n"
     before, after = text.split(BEGIN)[0], text.split(END)[1]
-    CARD.write_text(f"{before}{BEGIN}\n{card(measured())}\n{END}{after}", encoding="utf-8")
+    CARD.write_text(before + scores + after, encoding="utf-8")
 
 
 if __name__ == "__main__":

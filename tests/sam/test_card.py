@@ -1,0 +1,52 @@
+"""The model card's scores: who is the best competitor, by how much, and where it is worst."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from medcook.errors import MedcookError
+from medcook.sam import card
+from medcook.sam.card import OURS, against_best, means, measured
+
+
+def rows(ours: dict[str, float], theirs: dict[str, float], patients: int = 12) -> pd.DataFrame:
+    """Dice of two competitors and ours: a set `one` with structures a and b, a set `two` with c."""
+    rng, found = np.random.default_rng(0), []
+    for structure, value in ours.items():
+        dataset = "two" if structure == "c" else "one"
+        for patient in range(patients):
+            for method, mean in (
+                (OURS, value),
+                ("graph cut", theirs[structure]),
+                ("ellipse", 0.1),
+                ("random walker", 0.2),
+            ):
+                for prompt in ("box", "1 click", "3 clicks", "5 clicks"):
+                    identity = {"dataset": dataset, "structure": structure, "patient_id": f"p{patient}"}
+                    dice = mean + rng.normal(0, 0.01)
+                    found.append(identity | {"method": method, "prompt": prompt, "dice": dice})
+    return pd.DataFrame(found)
+
+
+FRAME = rows({"a": 0.9, "b": 0.7, "c": 0.8}, {"a": 0.8, "b": 0.73, "c": 0.6})
+
+
+def test_the_best_competitor_is_found_and_the_macro_mean_is_over_structures():
+    found = against_best(FRAME, "box")
+    assert found["competitor"] == "graph cut"
+    assert found["gain"] == pytest.approx((0.1 - 0.03 + 0.2) / 3, abs=0.01)
+    assert found["low"] < found["gain"] < found["high"] and found["low"] > 0
+    assert found["worst"] == "one b" and found["worst gain"] == pytest.approx(-0.03, abs=0.01)
+    assert found["macro"] == pytest.approx(means(FRAME).xs("box", level="prompt")[OURS].mean())
+
+
+def test_the_card_has_a_line_for_every_prompt_and_structure():
+    lines = card.card(FRAME).splitlines()
+    assert len([line for line in lines if line.startswith(("| box", "| 1 click", "| 3 clicks", "| 5 clicks"))]) == 4
+    assert len([line for line in lines if line.startswith(("| one", "| two"))]) == 3 * 4
+
+
+def test_without_weights_the_way_to_them_is_said(monkeypatch, tmp_path):
+    monkeypatch.setattr(card, "SMALL", tmp_path / "none.safetensors")
+    with pytest.raises(MedcookError, match="weights are not there"):
+        measured(tmp_path / "scores.json")
