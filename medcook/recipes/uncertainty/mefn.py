@@ -229,6 +229,7 @@ recipe = Recipe(
     "giving both to one U-Net.",
     arms={
         "early fusion": Arm(EarlyFusion()),
+        "early fusion, as many weights": Arm(EarlyFusion(channels=(12, 24, 48, 96, 96))),
         "mean of two": Arm(MeanOfTwo()),
         "mefn": Arm(MEFN()),
         "without dempster": Arm(MEFN(rule="mean")),
@@ -237,7 +238,12 @@ recipe = Recipe(
     compare=("mefn", "early fusion"),
     ablation=("mefn", "without dempster"),
     scales={
-        "quick": Scale(ContrastTask("embedded"), Budget(steps=60, batch=8, checks=1), replicates=1),
+        "quick": Scale(
+            ContrastTask("embedded"),
+            Budget(steps=60, batch=8, checks=1),
+            replicates=1,
+            arms=("early fusion", "mefn", "without dempster"),
+        ),
         "full": Scale(ContrastTask("embedded", evaluation="test"), Budget(steps=500, batch=8, checks=2)),
     },
     score=credibility,
