@@ -20,6 +20,7 @@ from medcook.runs import write_atomically
 
 STEPS, BATCH = 20, 4
 TOLERANCE = 1e-3
+SOURCE_KINDS = (".py", ".safetensors")
 SOURCES = ("training.py", "methods", "losses.py", "preparation.py", "tasks.py", "networks", "data")
 
 
@@ -99,7 +100,9 @@ def source_hash(kind: type | Callable) -> str:
     shared = SOURCES if isinstance(kind, type) else ("evaluation.py", "metrics.py", "measures")
     files = {path for name in shared for path in package.glob(name if name.endswith(".py") else f"{name}/**/*.py")}
     bases = kind.__mro__ if isinstance(kind, type) else (kind,)
-    files |= {Path(inspect.getfile(base)) for base in bases if base.__module__.startswith("medcook")}
+    own = {Path(inspect.getfile(base)) for base in bases if base.__module__.startswith("medcook")}
+    libraries = {path.parent for path in own if path.parent.parent == package}  # of chapters: sam, few_shot
+    files |= own | {path for folder in libraries for path in folder.rglob("*") if path.suffix in SOURCE_KINDS}
     digest = sha256(torch.__version__.encode())
     for path in sorted(files):
         digest.update(path.read_bytes())

@@ -140,6 +140,12 @@ class SmallSam(nn.Module):
 
     def decode(self, embedding: Embedding, prompts: Prompts) -> tuple[Tensor, Tensor]:
         """Logits (B, 4, DENSE, DENSE) and predicted IoU (B, 4) of all masks: the single one, then three sizes of it."""
+        decoder = self.sam.mask_decoder
+        embedding, sparse = self.prompted(embedding, prompts)
+        return masks_of(self.sam, embedding, sparse, decoder.mask_tokens.weight, decoder.output_hypernetworks_mlps)
+
+    def prompted(self, embedding: Embedding, prompts: Prompts) -> tuple[Embedding, Tensor]:
+        """The embedding with the dense prompts added, and the tokens (B, 1, tokens, hidden) of points and boxes."""
         sparse, dense = self.sam.prompt_encoder(
             input_points=prompts.points[:, None],
             input_labels=prompts.labels[:, None],
@@ -148,7 +154,7 @@ class SmallSam(nn.Module):
         )
         sparse = torch.cat([sparse, self.box_tokens(prompts.boxes)], dim=2)
         quarter = embedding.quarter + self.drawn(prompts.dense)
-        return all_masks(self.sam, embedding._replace(coarse=embedding.coarse + dense, quarter=quarter), sparse)
+        return embedding._replace(coarse=embedding.coarse + dense, quarter=quarter), sparse
 
     def box_tokens(self, boxes: Tensor) -> Tensor:
         """(B, 1, 2, hidden) corner tokens; those of no box (NaN) are SAM's token for no point."""
@@ -166,17 +172,19 @@ class SmallSam(nn.Module):
         return self.refiner(logits.flatten(0, 1)[:, None], fine).view(-1, count, FINE, FINE)
 
 
-def all_masks(sam: SamModel, embedding: Embedding, prompts: Tensor) -> tuple[Tensor, Tensor]:
-    """SAM's mask decoder with all its masks: (B, K, DENSE, DENSE) logits and (B, K) predicted IoU.
+def masks_of(
+    sam: SamModel, embedding: Embedding, prompts: Tensor, tokens: Tensor, heads: nn.ModuleList
+) -> tuple[Tensor, Tensor]:
+    """SAM's mask decoder with any mask tokens: (B, K, DENSE, DENSE) logits, and the predicted IoU of SAM's own four.
 
-    embedding with the dense prompts added, prompts (B, 1, tokens, hidden). The decoder of transformers gives out either
-    the single mask or the other three, and knows no finer features.
+    embedding with the dense prompts added, prompts (B, 1, N, hidden); tokens (K, hidden) and heads, a mask each. The
+    decoder of transformers gives out either the single mask or the other three, and knows no finer features.
     """
     decoder, image = sam.mask_decoder, embedding.coarse
     side = image.shape[-1]
-    tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).expand(len(prompts), 1, -1, -1)
+    asked = torch.cat([decoder.iou_token.weight, tokens]).expand(len(prompts), 1, -1, -1)
     attended, image = decoder.transformer(
-        point_embeddings=torch.cat([tokens.to(prompts.dtype), prompts], dim=2),
+        point_embeddings=torch.cat([asked.to(prompts.dtype), prompts], dim=2),
         image_embeddings=image,
         image_positional_embeddings=sam.get_image_wide_positional_embeddings().expand_as(image),
         attention_similarity=None,
@@ -184,6 +192,5 @@ def all_masks(sam: SamModel, embedding: Embedding, prompts: Tensor) -> tuple[Ten
     image = image.transpose(2, 3).reshape(len(prompts), -1, side, side)
     image = decoder.activation(decoder.upscale_layer_norm(decoder.upscale_conv1(image) + embedding.eighth))
     image = decoder.activation(decoder.upscale_conv2(image) + embedding.quarter)
-    heads = decoder.output_hypernetworks_mlps
     weights = torch.stack([head(attended[:, 0, 1 + k]) for k, head in enumerate(heads)], dim=1)
     return torch.einsum("bkc,bchw->bkhw", weights, image), decoder.iou_prediction_head(attended[:, 0, 0])

@@ -22,7 +22,7 @@ from torch.optim import AdamW
 from tqdm.auto import tqdm
 
 from medcook.methods import follow
-from medcook.sam.model import DENSE, FINE, MOST_POINTS, PADDING, SIZE, Prompts, SmallSam
+from medcook.sam.model import DENSE, FINE, MOST_POINTS, PADDING, SIZE, Embedding, Prompts, SmallSam
 from medcook.sam.scenes import Scene, appearance, scene
 
 CHECKPOINT_SECONDS = 120.0
@@ -183,10 +183,28 @@ def step_loss(model: SmallSam, plan: Plan, step: int, device: str = "cpu") -> tu
     images, targets = draw(plan, step)
     masks = targets.flatten(0, 1)
     prompts, single = first_prompts(masks, rng)
-    low, fine = (F.adaptive_avg_pool2d(masks[:, None].float(), side)[:, 0].to(device) for side in (DENSE, FINE))
     embedding = model.embed(images.to(device)).at(torch.arange(plan.images).repeat_interleave(plan.objects))
+    return answering_loss(model, embedding, masks, prompts, single, plan.rounds, rng)
+
+
+def answering_loss(
+    model: SmallSam,
+    embedding: Embedding,
+    masks: Tensor,
+    prompts: Prompts,
+    single: Tensor,
+    rounds: int,
+    rng: torch.Generator,
+) -> tuple[Tensor, float]:
+    """The loss of answering prompts for masks (M, SIZE, SIZE) bool, a row of the embedding each; mean IoU at the end.
+
+    single  (M,) bool: which prompts are a click that may mean several things, so that the best of three masks learns
+    rounds  answers to a prompt: the first, and those after a correcting click
+    """
+    device = embedding.coarse.device
+    low, fine = (F.adaptive_avg_pool2d(masks[:, None].float(), side)[:, 0].to(device) for side in (DENSE, FINE))
     total = 0.0
-    for round_ in range(1, plan.rounds + 1):
+    for round_ in range(1, rounds + 1):
         logits, predicted = model.decode(embedding, Prompts(*(part.to(device) for part in prompts)))
         logits, predicted = logits.float(), predicted.float()
         losses = mask_loss(logits, low[:, None].expand_as(logits))
@@ -195,9 +213,9 @@ def step_loss(model: SmallSam, plan: Plan, step: int, device: str = "cpu") -> tu
         overlap = iou(logits.detach(), low[:, None])
         total = total + losses[rows, best].mean() + F.mse_loss(predicted, overlap)
         answer = logits[rows, best]
-        if round_ < plan.rounds:
+        if round_ < rounds:
             prompts = corrected(prompts, answer.detach().cpu(), low.cpu(), round_, rng)
-    some = torch.randperm(len(rows), generator=rng)[: len(rows) // 2].to(device)  # the refiner is dear
+    some = torch.randperm(len(rows), generator=rng)[: (len(rows) + 1) // 2].to(device)  # the refiner is dear
     sharp = model.refine(answer[some][:, None], embedding.at(some))[:, 0].float()
     total = total + mask_loss(sharp, fine[some]).mean()
     return total, float(overlap[rows, best].mean())

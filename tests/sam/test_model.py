@@ -8,7 +8,7 @@ import torch
 from transformers import SamModel
 
 from medcook.networks import parameters
-from medcook.sam.model import DENSE, FINE, MOST_POINTS, PADDING, SIZE, Prompts, Refiner, SmallSam, all_masks
+from medcook.sam.model import DENSE, FINE, MOST_POINTS, PADDING, SIZE, Prompts, Refiner, SmallSam, masks_of
 from medcook.sam.pretraining import (
     Plan,
     corrected,
@@ -82,11 +82,17 @@ def test_points_that_are_not_there_change_nothing_wherever_they_lie(model):
 
 @torch.no_grad()
 def test_without_finer_features_the_masks_are_those_of_transformers(model):
-    """`all_masks` against SamMaskDecoder itself: the single mask, and the three."""
+    """`masks_of` against SamMaskDecoder itself: the single mask, and the three."""
     embedding = model.embed(torch.randn(1, 1, SIZE, SIZE))
     bare = embedding._replace(eighth=torch.zeros(1, 1, 1, 1), quarter=torch.zeros(1, 1, 1, 1))
     sparse = torch.randn(1, 1, 3, embedding.coarse.shape[1])
-    ours, predicted = all_masks(model.sam, bare, sparse)
+    ours, predicted = masks_of(
+        model.sam,
+        bare,
+        sparse,
+        model.sam.mask_decoder.mask_tokens.weight,
+        model.sam.mask_decoder.output_hypernetworks_mlps,
+    )
     for several, mine in ((False, slice(0, 1)), (True, slice(1, None))):
         theirs, their_iou = model.sam.mask_decoder(
             image_embeddings=bare.coarse,
