@@ -201,7 +201,11 @@ recipe = Recipe(
     score=external_rows,
     scales={
         "quick": Scale(NORTH, Budget(steps=40, batch=8, checks=1), replicates=1),
-        "full": Scale(MONTGOMERY, Budget(steps=400, batch=8, checks=2)),
+        "full": Scale(
+            MONTGOMERY,
+            Budget(steps=400, batch=8, checks=2),
+            arms=("one network", "least uncertain", "any network"),
+        ),
     },
     published={
         "failed series, DAUGS": 0.043,

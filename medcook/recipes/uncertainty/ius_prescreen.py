@@ -235,7 +235,12 @@ recipe = Recipe(
             replicates=1,
             arms=("segmentation alone", "pre-screened", "smallest area"),
         ),
-        "full": Scale(FrameTask("bubil", fold=0), Budget(steps=1000, checks=1), replicates=5),
+        "full": Scale(
+            FrameTask("bubil", fold=0),
+            Budget(steps=1000, checks=1),
+            replicates=5,
+            arms=("segmentation alone", "pre-screened", "smallest area"),
+        ),
     },
     source="the definitions follow the official code, github.com/liamchalcroft/RectAngle",
     components=(

@@ -244,7 +244,11 @@ recipe = Recipe(
             replicates=1,
             arms=("early fusion", "mefn", "without dempster"),
         ),
-        "full": Scale(ContrastTask("embedded", evaluation="test"), Budget(steps=500, batch=8, checks=2)),
+        "full": Scale(
+            ContrastTask("embedded", evaluation="test"),
+            Budget(steps=500, batch=8, checks=2),
+            arms=("early fusion", "early fusion, as many weights", "mefn", "without dempster"),
+        ),
     },
     score=credibility,
     published={"AutoPET, gain in Dice": 0.0215, "Hecktor, gain in Dice": 0.0323},
