@@ -32,6 +32,9 @@ PARTS = {
 }
 """The small SAM's parts, and the modules that they are made of."""
 
+APART = 0.5
+"""Standard deviation of the noise on new class tokens."""
+
 
 def start(pretrained: bool = True) -> SmallSam:
     """The small SAM: as it ships, or with random weights."""
@@ -69,7 +72,8 @@ def no_prompts(count: int, device=None) -> Prompts:
 class Segmenter(nn.Module):
     """The small SAM without prompts: images (B, C, H, W) to logits (B, classes, H, W), a mask token for each class.
 
-    Tokens and their heads start as copies of SAM's single mask, told apart by a little noise.
+    Tokens and their heads start as copies of SAM's single mask; noise of `APART` tells the tokens apart (with little
+    noise they stay together for long: on validation patients of acdc 150 steps gave Dice 0.37 instead of 0.56).
     """
 
     def __init__(self, sam: SmallSam, classes: int):
@@ -77,7 +81,7 @@ class Segmenter(nn.Module):
         self.sam = sam
         decoder = sam.sam.mask_decoder
         single = decoder.mask_tokens.weight[:1].detach().repeat(classes, 1)
-        self.tokens = nn.Parameter(single + 0.02 * torch.randn_like(single))
+        self.tokens = nn.Parameter(single + APART * torch.randn_like(single))
         self.heads = nn.ModuleList(deepcopy(decoder.output_hypernetworks_mlps[0]) for _ in range(classes))
         self.heads.requires_grad_(True)
 
