@@ -109,7 +109,7 @@ class AdaptedSam(Method):
     tuned       which of `PARTS` learn, besides the class tokens, their heads and what `adapt` adds
     """
 
-    rate: float = 1e-3
+    rate: float = 2e-3
     pretrained: bool = True
     tuned: tuple[str, ...] = ("decoder",)
 

@@ -53,7 +53,7 @@ def mask_of(predictor: Predictor) -> zero_shot.Promptable:
 def measured(path: Path = SCORES) -> pd.DataFrame:
     """All rows; sets that were not measured for these weights are, and what is measured is kept in `path`."""
     if not SMALL.exists():
-        hint = "Make them: python -m medcook.sam.pretraining --out FOLDER, then medcook.sam.checkpoints.save_small."
+        hint = "Make them: python -m medcook.sam.pretraining --out FOLDER, then python -m medcook.sam.export FOLDER."
         raise MedcookError(f"{SMALL}: the small SAM's weights are not there.", hint)
     weights = sha256(SMALL.read_bytes()).hexdigest()[:12]
     kept = json.loads(path.read_text()) if path.exists() else {}
