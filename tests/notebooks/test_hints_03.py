@@ -56,7 +56,7 @@ def test_low_rank(answer, hint):
 
 
 def clicked(
-    answer, truth, *, both=True, pieces=True, deepest=True, padded=True, smallest=False, swap=False, flip=False
+    answer, truth, *, both=True, pieces=True, deepest=True, padded=True, pick=max, swap=False, flip=False
 ):
     errors = []
     for error, on_object in ((truth & ~answer, True), (answer & ~truth, False)):
