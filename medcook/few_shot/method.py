@@ -66,7 +66,8 @@ class FewShot(Method):
     """
 
     channels: tuple[int, ...] = (16, 24, 32, 48)
-    rate: float = 2e-3
+    rate: float = 3e-3
+    average: float = 0.95
     episodes: Literal["classes", "superpixels", "none"] = "classes"
     count: int = 3
     views: int = 4
@@ -107,7 +108,8 @@ class FewShot(Method):
 
     def training_step(self, nets: nn.ModuleDict, labelled: Batch, unlabelled: Batch | None, now: Moment) -> Tensor:
         net = nets["model"]
-        maps = self.encode(net, labelled.images)
+        with torch.set_grad_enabled(bool(self.base) or self.episodes == "classes"):
+            maps = self.encode(net, labelled.images)
         named = resize(net["head"](maps if self.base else maps.detach()).float(), labelled.images.shape[2:])
         loss = (self.base or 1.0) * find_loss(self.loss)(named, labelled.labels)
         practised = self.practise(net, labelled, maps)
