@@ -16,5 +16,5 @@ def test_the_levels_are_those_of_the_network():
     assert LAYERS[-1] == DEEP
     for name, maps in found.items():
         assert torch.allclose(maps, hooked[name]) and maps.shape[1] == WIDTHS[name]
-    assert found[FINE].shape[2:] == (15, 15) and found[DEEP].shape[2:] == (7, 7)
+    assert found[FINE].shape[2:] == (14, 14) and found[DEEP].shape[2:] == (7, 7)
     assert not found[FINE].requires_grad
