@@ -28,7 +28,7 @@ from medcook.sam.zero_shot import SLICES, SMALLEST, Target, dice, from_clicks
 PARTS = {
     "encoder": ("sam.vision_encoder",),
     "prompts": ("sam.prompt_encoder", "drawn"),
-    "decoder": ("sam.mask_decoder", "skips", "refiner"),
+    "decoder": ("sam.mask_decoder", "skips", "mixers", "refiner"),
 }
 """The small SAM's parts, and the modules that they are made of."""
 

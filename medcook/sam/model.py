@@ -1,10 +1,10 @@
 """The book's small SAM: the architecture of Segment Anything (Kirillov et al., ICCV 2023), scaled to a laptop.
 
-`SamModel` of transformers, with three changes. A convolution stem in place of the patch embedding, whose finer features
-join the mask decoder where it upscales (as in SAM 2) and a small refiner after it; prompts drawn as well as encoded
-(the last answer, the box, the clicks), because box tokens alone hardly begin to learn without SAM's billion masks; and
-position codes of low frequency, for the same reason. Encoder, prompt encoder and decoder stay SAM's, so that adapters,
-LoRA and prompts find the layers that their papers speak of.
+`SamModel` of transformers, with some changes. A convolution stem in place of the patch embedding, whose finer features
+join the mask decoder where it upscales (as in SAM 2), and a small refiner after it. Prompts are drawn as well as
+encoded (the last answer, the box, the clicks) and compared with the image (`likeness`), because box tokens alone hardly
+begin to learn without SAM's billion masks; position codes are of low frequency, for the same reason. Encoder, prompt
+encoder and decoder stay SAM's, so that adapters, LoRA and prompts find the layers that their papers speak of.
 """
 
 from typing import NamedTuple
@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import SamConfig, SamMaskDecoderConfig, SamModel, SamPromptEncoderConfig, SamVisionConfig
+
+from medcook.sam.likeness import Mixer, likeness
 
 PATCH = 16
 SIZE, DENSE, FINE = 10 * PATCH, 40, 80
@@ -125,6 +127,8 @@ class SmallSam(nn.Module):
         hidden = config.mask_decoder_config.hidden_size
         self.skips = nn.ModuleList([nn.Conv2d(STEM[1], hidden // 4, 1), nn.Conv2d(STEM[0], hidden // 8, 1)])
         self.drawn = nn.Conv2d(3, hidden // 8, 3, padding=1)
+        given = 3 + 2 * self.sam.vision_encoder.patch_embed.steps[0][0].out_channels
+        self.mixers = nn.ModuleList([Mixer(given + hidden // share, hidden // share) for share in (4, 8)])
         self.refiner = Refiner()
         codes = self.sam.shared_image_embedding.positional_embedding
         codes.data.div_(config.vision_config.scale)  # transformers draws them `scale` times as wide as SAM does
@@ -153,8 +157,12 @@ class SmallSam(nn.Module):
             input_masks=prompts.dense,
         )
         sparse = torch.cat([sparse, self.box_tokens(prompts.boxes)], dim=2)
-        quarter = embedding.quarter + self.drawn(prompts.dense)
-        return embedding._replace(coarse=embedding.coarse + dense, quarter=quarter), sparse
+        looks = F.avg_pool2d(embedding.fine.float(), FINE // DENSE)
+        seen = torch.cat([prompts.dense, likeness(looks, prompts.dense)], dim=1)
+        coarser, finer = self.mixers
+        eighth = embedding.eighth + coarser(embedding.eighth, F.avg_pool2d(seen, 2))
+        quarter = embedding.quarter + self.drawn(prompts.dense) + finer(embedding.quarter, seen)
+        return Embedding(embedding.coarse + dense, eighth, quarter, embedding.fine), sparse
 
     def box_tokens(self, boxes: Tensor) -> Tensor:
         """(B, 1, 2, hidden) corner tokens; those of no box (NaN) are SAM's token for no point."""

@@ -16,7 +16,7 @@ from medcook.sam.prompts import Prompt
 
 KEPT = 64
 """Embeddings that a predictor remembers."""
-ROOM = 2.0
+ROOM = 4.0
 """A zoomed window is at least so many times as long as the box; boxes that fill more of the image are not zoomed."""
 
 

@@ -35,11 +35,14 @@ class Plan:
     images, objects   scenes a step, and targets in each
     rounds            answers to a prompt: the first, and those after a correcting click
     bank              scenes that are built and kept; their appearance is drawn anew at every use
-    rate, warmup, cooldown   learning rate: up over the first steps, constant, down to zero over the last share
+    grown             step at which the mixers, which change nothing until then, begin to learn, and a second, lower
+                      cycle of the learning rate begins
+    rate, warmup, cooldown   of a cycle: up over its first steps, constant, down to zero over its last share
     average           decay per step of the moving average of the weights, which is what is kept
     """
 
-    steps: int = 4000
+    steps: int = 8600
+    grown: int = 7000
     images: int = 8
     objects: int = 4
     rounds: int = 2
@@ -53,8 +56,11 @@ class Plan:
 
     def rate_at(self, step: int) -> float:
         """Learning rate of a step."""
-        left = (self.steps - step) / (self.cooldown * self.steps)
-        return self.rate * min(1.0, (step + 1) / self.warmup, left)
+        first = step < self.grown
+        begin, end = (0, min(self.grown, self.steps)) if first else (self.grown, self.steps)
+        rate = self.rate if first else self.rate / 2
+        left = (end - step) / (self.cooldown * (end - begin))
+        return rate * min(1.0, (step - begin + 1) / self.warmup, left)
 
 
 @lru_cache(maxsize=8000)
@@ -256,6 +262,7 @@ def pretrain(
     for step in bar:
         for group in optimiser.param_groups:
             group["lr"] = plan.rate_at(step)
+        model.mixers.requires_grad_(step >= plan.grown)
         with torch.autocast(device, torch.bfloat16, enabled=low_precision):
             loss, score = step_loss(model, plan, step, device)
         loss.backward()

@@ -193,6 +193,19 @@ def test_the_rate_warms_up_and_cools_down():
     assert rates == pytest.approx([0.01, 0.5, 1, 1, 1, 0.5, 0.005])
 
 
+def test_a_second_cycle_begins_where_the_mixers_join():
+    plan = Plan(steps=1000, grown=600, warmup=100, cooldown=0.5, rate=1.0)
+    rates = [plan.rate_at(step) for step in (299, 450, 599, 600, 699, 800, 999)]
+    assert rates == pytest.approx([1, 0.5, 1 / 300, 0.005, 0.5, 0.5, 0.0025])
+
+
+def test_mixers_learn_from_the_step_on_at_which_they_join(tmp_path):
+    first = pretrain(dataclasses.replace(PLAN, steps=2, grown=2), tmp_path / "first", low_precision=False)
+    joined = pretrain(dataclasses.replace(PLAN, steps=2, grown=1), tmp_path / "joined", low_precision=False)
+    assert all(mixer.leave.weight.abs().max() == 0 for mixer in first.mixers)
+    assert all(mixer.leave.weight.abs().max() > 0 for mixer in joined.mixers)
+
+
 def test_an_interrupted_pretraining_ends_like_an_uninterrupted_one(tmp_path):
     whole = pretrain(PLAN, tmp_path / "whole", low_precision=False)
     pretrain(PLAN, tmp_path / "parts", minutes=0, low_precision=False)

@@ -6,7 +6,7 @@ import torch
 
 from medcook.errors import MedcookError
 from medcook.sam.model import DENSE, MOST_POINTS, PADDING, SIZE, SmallSam
-from medcook.sam.predictor import Predictor, box_window, encode, fit_in, moved, restore, thinned
+from medcook.sam.predictor import ROOM, Predictor, box_window, encode, fit_in, moved, restore, thinned
 from medcook.sam.prompts import Prompt
 
 SHAPE = (90, 120)
@@ -72,7 +72,8 @@ def test_a_prompt_is_checked_before_anything_is_computed(model):
 def test_small_boxes_are_looked_at_closely():
     assert box_window((0, 0, 120, 90), SHAPE) is None
     left, top, right, bottom = window = box_window((70, 20, 90, 40), SHAPE)
-    assert (right - left, bottom - top) == (40, 40) and left <= 70 and right >= 90 and top <= 20 and bottom >= 40
+    side = round(ROOM * 20)
+    assert (right - left, bottom - top) == (side, side) and left <= 70 and right >= 90 and top <= 20 and bottom >= 40
     corner = box_window((110, 80, 120, 90), SHAPE)
     assert corner[2] == 120 and corner[3] == 90
     inner = moved(Prompt(foreground=((80, 30), (5, 5)), box=(70, 20, 90, 40), mask=DISC), window)
