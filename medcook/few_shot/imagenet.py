@@ -2,14 +2,33 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from medcook.methods.frozen import PHOTOGRAPH
-from medcook.networks.squeezenet import FIRES, POOLED, SqueezeNet
+from medcook.networks.squeezenet import FIRES, POOLED, SqueezeNet, load_squeezenet
 
 FINE, DEEP = "fire3", "fire7"
 WIDTHS = {FINE: 128, DEEP: 384}
 LAYERS = ("conv1", *tuple(FIRES)[: list(FIRES).index(DEEP) + 1])
+
+
+class ImageNetFeatures(nn.Module):
+    """(B, C, H, W) to features (B, width, H / 4, W / 4): both levels of a frozen SqueezeNet, projected linearly.
+
+    The projection alone learns. Every side of the image must be at least 24.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.frozen = load_squeezenet().requires_grad_(False)
+        self.scale = nn.BatchNorm2d(sum(WIDTHS.values()), affine=False)
+        self.out = nn.Conv2d(sum(WIDTHS.values()), width, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        size = [side // 4 for side in images.shape[2:]]
+        levels = imagenet_maps(self.frozen, images).values()
+        grown = [F.interpolate(maps, size=size, mode="bilinear", align_corners=False) for maps in levels]
+        return self.out(self.scale(torch.cat(grown, dim=1)))
 
 
 @torch.no_grad()

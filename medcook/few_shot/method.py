@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from medcook.data import IGNORE
 from medcook.errors import MedcookError
+from medcook.few_shot.imagenet import ImageNetFeatures
 from medcook.losses import cross_entropy, find_loss
 from medcook.methods import Batch, Method, Moment
 from medcook.networks.unet import DoubleConv
@@ -58,6 +59,7 @@ class FeatureNet(nn.Module):
 class FewShot(Method):
     """A network that learns features; subclasses say in `logits` how a support and features make a segmentation.
 
+    encoder     what makes the features: a network of our own, from scratch, or a projection of frozen ImageNet ones
     episodes    what a training step practises: `classes`, base structures in other images of the batch;
                 `superpixels`, pieces of an image in augmented views of it (Ouyang et al. 2022); `none`
     count       episodes a step; `views` query images of each
@@ -68,9 +70,10 @@ class FewShot(Method):
     channels: tuple[int, ...] = (16, 24, 32, 48)
     rate: float = 3e-3
     average: float = 0.95
+    encoder: Literal["own", "imagenet"] = "own"
     episodes: Literal["classes", "superpixels", "none"] = "classes"
     count: int = 3
-    views: int = 4
+    views: int = 3
     base: float = 0.0
 
     def build(self, inputs: int, classes: int, dims: int) -> nn.ModuleDict:
@@ -83,12 +86,14 @@ class FewShot(Method):
 
     def parts(self, inputs: int) -> dict[str, nn.Module]:
         """Everything that is learned, but for the head; `features` makes maps (B, width, h, w) of images."""
+        if self.encoder == "imagenet":
+            return {"features": ImageNetFeatures(self.width)}
         return {"features": FeatureNet(inputs=inputs, channels=self.channels)}
 
     @property
     def width(self) -> int:
         """Channels of the features."""
-        return self.channels[-1]
+        return 64 if self.encoder == "imagenet" else self.channels[-1]
 
     def encode(self, net: nn.ModuleDict, images: Tensor) -> Tensor:
         """Features (B, width, h, w) of images."""
