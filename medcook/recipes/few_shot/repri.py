@@ -158,7 +158,7 @@ recipe = Recipe(
             "standard training on base classes",
             "simplified",
             "ImageNet's thousand classes, frozen, in place of the paper's fifteen: on validation patients features "
-            "that learn the heart's two other structures, with the held-out one as background, were worse for both arms",
+            "that learn the heart's two other structures, the held-out one being background, were worse for both arms",
         ),
         Component("domain shift between base and novel classes", "absent", "famnet and c-graph cross domains here"),
     ),
