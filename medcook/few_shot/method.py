@@ -73,7 +73,7 @@ class FewShot(Method):
     encoder: Literal["own", "imagenet"] = "own"
     episodes: Literal["classes", "superpixels", "none"] = "classes"
     count: int = 3
-    views: int = 3
+    views: int = 2
     base: float = 0.0
 
     def build(self, inputs: int, classes: int, dims: int) -> nn.ModuleDict:
@@ -113,35 +113,37 @@ class FewShot(Method):
 
     def training_step(self, nets: nn.ModuleDict, labelled: Batch, unlabelled: Batch | None, now: Moment) -> Tensor:
         net = nets["model"]
-        with torch.set_grad_enabled(bool(self.base) or self.episodes == "classes"):
-            maps = self.encode(net, labelled.images)
-        named = resize(net["head"](maps if self.base else maps.detach()).float(), labelled.images.shape[2:])
-        loss = (self.base or 1.0) * find_loss(self.loss)(named, labelled.labels)
-        practised = self.practise(net, labelled, maps)
-        if practised:
-            loss = loss + sum(self.episode_loss(net, *episode) for episode in practised) / len(practised)
+        known, episodes = self.practise(net, labelled)
+        named = resize(net["head"](known.maps if self.base else known.maps.detach()).float(), known.images.shape[2:])
+        loss = (self.base or 1.0) * find_loss(self.loss)(named, known.masks)
+        if episodes:
+            loss = loss + sum(self.episode_loss(net, *episode) for episode in episodes) / len(episodes)
         return loss
 
-    def practise(self, net: nn.ModuleDict, batch: Batch, maps: Tensor) -> list[tuple[Shots, Shots]]:
-        """The (support, query) episodes of a step; queries have masks, from which `episode_loss` learns."""
-        if self.episodes == "classes":
-            return class_episodes(Shots(batch.images, maps, batch.labels), self.count, self.views)
-        if self.episodes == "superpixels":
-            return self.superpixel_episodes(net, batch.images)
-        return []
+    def practise(self, net: nn.ModuleDict, batch: Batch) -> tuple[Shots, list[tuple[Shots, Shots]]]:
+        """Images with their label maps and features, for the head, and the (support, query) episodes of a step.
 
-    def superpixel_episodes(self, net: nn.ModuleDict, images: Tensor) -> list[tuple[Shots, Shots]]:
-        """A piece of an image, and `views` augmented views of both, for `count` images."""
-        chosen = images[torch.randperm(len(images))[: self.count]]
-        pieces = torch.stack([random_superpixel(image[0]) for image in chosen]).to(images.device)
+        Queries have masks, from which `episode_loss` learns.
+        """
+        if self.episodes == "superpixels":
+            return self.superpixel_episodes(net, batch)
+        with torch.set_grad_enabled(bool(self.base) or self.episodes == "classes"):
+            known = Shots(batch.images, self.encode(net, batch.images), batch.labels)
+        return known, class_episodes(known, self.count, self.views) if self.episodes == "classes" else []
+
+    def superpixel_episodes(self, net: nn.ModuleDict, batch: Batch) -> tuple[Shots, list[tuple[Shots, Shots]]]:
+        """A piece of an image, and `views` augmented views of both, for `count` images; others are not looked at."""
+        chosen = torch.randperm(len(batch.images))[: self.count]
+        images, count = batch.images[chosen], len(chosen)
+        pieces = torch.stack([random_superpixel(image[0]) for image in images]).to(images.device)
         rng = torch.Generator().manual_seed(int(torch.randint(2**31, ())))
-        views, moved = self.augmentation(
-            chosen.repeat_interleave(self.views, 0), pieces.repeat_interleave(self.views, 0), rng
-        )
-        everything = torch.cat([chosen, views])
+        repeated = (each.repeat_interleave(self.views, 0) for each in (images, pieces))
+        views, moved = self.augmentation(*repeated, rng)
+        everything = torch.cat([images, views])
         shots = Shots(everything, self.encode(net, everything), torch.cat([pieces, moved]))
-        queries = torch.arange(len(chosen), len(everything)).view(len(chosen), self.views)
-        return [(shots.take([k]), shots.take(queries[k])) for k in range(len(chosen))]
+        queries = torch.arange(count, len(everything)).view(count, self.views)
+        episodes = [(shots.take([k]), shots.take(queries[k])) for k in range(count)]
+        return Shots(images, shots.maps[:count], batch.labels[chosen]), episodes
 
     def episode_loss(self, net: nn.ModuleDict, support: Shots, query: Shots) -> Tensor:
         """Cross-entropy of the query slices."""

@@ -71,11 +71,14 @@ class TestEpisodes:
     def test_views_move_with_their_piece(self):
         method = LocalPrototypes(**SMALL, count=2, views=3)
         net = method.build(1, 3, 2)["model"]
-        images = batch().images
-        episodes = method.superpixel_episodes(net, images)
-        assert len(episodes) == 2
+        given = batch()
+        known, episodes = method.superpixel_episodes(net, given)
+        assert len(episodes) == len(known.images) == 2
+        for image, labels in zip(known.images, known.masks, strict=True):
+            [place] = [k for k, other in enumerate(given.images) if torch.equal(image, other)]
+            assert torch.equal(labels, given.labels[place])
         for support, query in episodes:
-            assert any(torch.equal(support.images[0], image) for image in images)
+            assert any(torch.equal(support.images[0], image) for image in given.images)
             assert len(query.images) == 3 and not torch.equal(query.masks[0], query.masks[1])
             assert query.maps.shape == (3, 8, 8, 8)
 

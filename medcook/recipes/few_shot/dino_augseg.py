@@ -128,7 +128,7 @@ class DinoAugSeg(Method):
     context   False: deep and fine features are put side by side
     """
 
-    channels: tuple[int, ...] = (24, 48, 64)
+    channels: tuple[int, ...] = (16, 32, 48)
     features: Literal["imagenet", "random"] = "imagenet"
     wavelets: bool = True
     share: float = 0.3
@@ -190,7 +190,7 @@ recipe = Recipe(
         ),
         "full": Scale(
             Task("acdc", labelled=3, evaluation="test"),
-            Budget(steps=250, batch=8, checks=2),
+            Budget(steps=200, batch=8, checks=2),
             arms=("dino-augseg", "without wavelets", "plain decoder", "U-Net"),
         ),
     },

@@ -108,7 +108,7 @@ recipe = Recipe(
     paper="lms-net",
     title="An unrolled Mumford-Shah energy",
     claim="Trained on the same episodes, unrolled updates of prototypes and mask with a learned prior raise the volume "
-    "Dice of a held-out structure against the support's prototypes alone, with one annotated patient.",
+    "Dice of held-out structures against the support's prototypes alone, with one annotated patient.",
     arms=both(
         {
             "prototypes": PrototypeNetwork(episodes=EPISODES),

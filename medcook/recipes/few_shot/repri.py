@@ -113,7 +113,7 @@ recipe = Recipe(
     paper="repri",
     title="Transductive inference in place of meta-learning",
     claim="On the same features from plain classification, a classifier fitted to support and query pixels raises the "
-    "volume Dice of a held-out structure against prototypes, with one annotated patient.",
+    "volume Dice of held-out structures against prototypes, with one annotated patient.",
     arms=both(
         {
             "prototypes": PrototypeNetwork(episodes="none"),
@@ -128,7 +128,9 @@ recipe = Recipe(
     compare=("repri", "prototypes"),
     ablation=("repri", "support only"),
     replicate="draw",
-    scales=scales("prototypes", "repri", "without KL", "support only", budget=Budget(steps=50, batch=8, checks=1)),
+    scales=scales(
+        "prototypes", "repri", "without KL", "support only", budget=Budget(steps=50, batch=8, checks=1), supports=1
+    ),
     metric="dice",
     score=novel_dice,
     published={
