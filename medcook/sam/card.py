@@ -66,6 +66,14 @@ def measured(path: Path = SCORES) -> pd.DataFrame:
             table = measure(dataset)
             kept["sets"][dataset] = table.assign(dice=table["dice"].round(4)).to_dict("list")
             path.write_text(json.dumps(kept) + "\n")
+    return stored(path)
+
+
+def stored(path: Path = SCORES) -> pd.DataFrame:
+    """The committed rows, whatever the weights; MedcookError where there are none."""
+    if not path.exists():
+        raise MedcookError(f"{path}: the small SAM has not been scored.", "Score it: python -m medcook.sam.card.")
+    kept = json.loads(path.read_text(encoding="utf-8"))
     return pd.concat([pd.DataFrame(columns) for columns in kept["sets"].values()], ignore_index=True)
 
 
