@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from medcook.errors import MedcookError
-from medcook.plots import colour, credit, show_slice
+from medcook.plots import colour, credit, panels, show_slice
 from medcook.sam.predictor import Answer, Predictor
 from medcook.sam.prompts import Prompt, first_click, next_click
 from medcook.sam.zero_shot import Target, dice
@@ -98,8 +98,8 @@ def draw_progress(axes: Axes, session: Session) -> None:
 
 def click_sheet(predictor: Predictor, targets: list[Target], clicks: tuple[int, ...] = (1, 3, 5)) -> Figure:
     """The static twin: a row a target, a column a count of clicks, each after the first on what is still wrong."""
-    figure = Figure(figsize=(2.9 * len(clicks), 3.1 * len(targets)), layout="constrained")
-    grid = figure.subplots(len(targets), len(clicks), squeeze=False)
+    size = (2.9 * len(clicks), 3.1 * len(targets))
+    figure, grid = panels(len(targets), len(clicks), size=size, squeeze=False)
     for row, target in zip(grid, targets, strict=True):
         session = robot(predictor, target, max(clicks))
         for axes, count in zip(row, clicks, strict=True):

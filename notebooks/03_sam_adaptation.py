@@ -1,0 +1,300 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 03 · A model that answers clicks, and what it takes to teach it anatomy
+#
+# **After this chapter you can** prompt a Segment Anything model and judge its answers against methods that need no
+# training; adapt it by turning few knobs (a decoder, low-rank updates, singular values) and say what each costs; and
+# tell what of a published gain comes from the model and what from the box that somebody drew who knew the answer.
+#
+# | profile | data | minutes on 2 cores | memory |
+# |---|---|---|---|
+# | `quick` | simulated brains, no network | 1 | under 1 GB |
+# | `full` | hearts (ACDC) | about 4 | 2 GB |
+#
+# What you see on the web was made by `full`. SAM's own weights are hundreds of megabytes, so the book has a **small
+# SAM** of its own: the same parts, five million weights, taught on synthetic scenes alone. **Expect** a model that
+# follows your clicks and knows no anatomy.
+
+# %% tags=["parameters"]
+PROFILE = None
+
+# %%
+import numpy as np
+import pandas as pd
+import torch
+from IPython.display import display
+from scipy import ndimage  # noqa: F401 - for the second exercise
+
+from medcook import comparison, plots, teaching
+from medcook.evaluation import evaluate
+from medcook.exercises import check
+from medcook.profiles import resolve_profile
+from medcook.recipes import find_recipe
+from medcook.recipes.sam_adaptation import medsamix, salt, sam_med2d
+from medcook.recipes.sam_adaptation._adapters import Bottleneck
+from medcook.sam import card
+from medcook.sam.adapting import targets_of
+from medcook.sam.checkpoints import load_small
+from medcook.sam.classical import COMPETITORS
+from medcook.sam.clicking import click_sheet, click_widget
+from medcook.sam.figures import cost_figure, cost_table, zero_shot_figure
+from medcook.sam.likeness import foreground, likeness
+from medcook.sam.model import DENSE, SmallSam
+from medcook.sam.predictor import Predictor
+from medcook.sam.pretraining import draw_box, draw_points
+from medcook.sam.zero_shot import score
+from medcook.training import fit
+
+profile = resolve_profile(PROFILE)
+pd.set_option("display.max_colwidth", None)
+
+# %% [markdown]
+# ## The idea, in one picture
+# A promptable model knows no classes. You show it *one* object, by a click, a box or a scribble; it answers with a mask
+# and with how good it believes the mask to be. Then you correct it. Here a rule does the clicking: first in the middle
+# of the object, then in the middle of the largest error. Filled: the answer; dotted: the truth; a plus lies on the
+# object, a cross beside it.
+
+# %% tags=["cover"]
+experiment = find_recipe("salt")
+method, task, budget, seed = experiment.run(profile, "salt", 0)
+predictor = Predictor(load_small(), zoom=False)
+case = next(iter(task.cases("val")))
+targets = {target.structure: target for target in targets_of(task, case)}
+click_sheet(predictor, list(targets.values())[:3])
+
+# %% [markdown]
+# ## The failure first
+# Nothing of this model was taught on a real image. How far does it get, and is that any better than what needs no model
+# at all: the ellipse that fills the box, a graph cut, a random walker? All get the same prompts, on validation
+# patients.
+
+# %%
+methods = {card.OURS: card.mask_of(predictor), **COMPETITORS}
+patients = task.val_patients[: 4 if profile != "quick" else 1]
+asked = [target for case in task.data.cases(patients) for target in targets_of(task, case)]
+scores = score(methods, asked)
+zero_shot_figure(scores)
+
+# %%
+display(card.means(scores).groupby("prompt", sort=False).mean().round(3))
+
+# %% [markdown]
+# Read it line by line, not by its mean. From the box, an ellipse is hard to beat on what is round; a ring is where the
+# small SAM fails: it takes what the ring holds. Which targets have a border that the prompt points at, and which are
+# defined by convention? Unevenness is what the survey *SAM4MIS* (Zhang et al. 2024) reports of the real SAM over
+# dozens of studies, and why adaptation is the subject of all the others in this chapter.
+#
+# ## How a prompt gets in
+# SAM turns points and corners into tokens that attend to the image. From a billion masks it learns what they mean. The
+# small SAM has no billion masks; so its prompts are also *drawn*, and the image is compared with what they show.
+
+# %%
+teaching.show_code(SmallSam.prompted, foreground, likeness)
+
+# %% tags=["nbval-check-output", "mechanism"]
+drawn = torch.zeros(1, 3, DENSE, DENSE)
+draw_box(drawn, torch.tensor([[40.0, 40.0, 120.0, 120.0]]))
+inside, outside = foreground(drawn)
+square = drawn[:, 1:2] > 0
+print(f"of the foreground's weight {inside[square].sum():.3f} lies in the box,", end=" ")
+print(f"of the background's {outside[square].sum():.3f}")
+to_object, to_rest = likeness(square.float(), drawn)[0]
+for name, distance in (("object", to_object), ("surroundings", to_rest)):
+    print(f"a place inside is {distance[20, 20]:.3f} from the {name}, a place far outside {distance[2, 2]:.3f}")
+
+# %% tags=["nbval-check-output", "mechanism"]
+clicks = torch.zeros(1, 3, DENSE, DENSE)
+draw_points(clicks, torch.tensor([[[40.0, 40.0], [120.0, 80.0]]]), torch.tensor([[1, 0]]))
+inside, outside = foreground(clicks)
+for name, weights in (("on the object", inside), ("beside it", outside)):
+    row, column = divmod(int(weights.argmax()), DENSE)
+    print(f"the click {name}: row {row}, column {column} of the drawn prompt")
+
+# %% [markdown]
+# ## Adapting it: which knobs?
+# The model has an image encoder (most of the weights), a prompt encoder and a light decoder. Tuning everything costs
+# memory and forgets; tuning the decoder alone cannot see what the encoder does not show. In between lie small additions
+# to a frozen encoder, all of which **start as the identity**, so that training begins with what the model already
+# knows:
+#
+# - **LoRA** (Hu et al. 2022): W + BA with B = 0;
+# - **adapters**: h + up(gelu(down(h))) with up = 0; SAM-Med2D's also looks along channels and across space;
+# - **SALT** (Elsayed et al. 2025): take the weight apart into singular values; scale and shift the largest, give the
+#   rest a low-rank update;
+# - **MedSAMix** (Yang et al. 2025): no training at all: a weight between two models' weights, layer by layer.
+
+# %%
+teaching.show_code(salt.SingularLinear.weight, salt.rescaled, Bottleneck, sam_med2d.Adapter.forward, medsamix.merged)
+
+# %% tags=["nbval-check-output", "mechanism"]
+torch.manual_seed(0)
+layer, x = torch.nn.Linear(6, 4), torch.randn(3, 6)
+adapted = salt.SingularLinear(layer, top=2, rank=1)
+print(f"SALT before training: the largest change is {(adapted(x) - layer(x)).abs().max():.3f}")
+adapted.scale.data[0] = 1.0
+values = [torch.linalg.svdvals(weight.detach()) for weight in (layer.weight, adapted.weight())]
+print("singular values before:", np.round(values[0].numpy(), 3))
+print("with the first one doubled:", np.round(values[1].numpy(), 3))
+block = Bottleneck(6, 2)
+print(f"an adapter before training: the largest change is {(block(x) - x).abs().max():.3f}")
+
+# %% tags=["nbval-check-output", "mechanism"]
+one, other = {"neck.w": torch.tensor([0.0, 1.0])}, {"neck.w": torch.tensor([1.0, 3.0])}
+for share in (0.0, 0.25, 1.0):
+    print(f"merged at {share:.2f}:", medsamix.merged(one, other, {"neck": share})["neck.w"].numpy().round(3))
+
+# %% [markdown]
+# ## Run it
+# Segmentation without prompts: a token for each class asks for all of them at once, as in SAMed (Zhang and Liu 2023).
+# The same few labelled patients, the same steps; what differs is what learns.
+
+# %%
+live = {arm: fit(*experiment.run(profile, arm, 0)) for arm in ("decoder only", "lora", "salt")}
+trained = {arm: f"{fitted.cost['parameters']:,}" for arm, fitted in live.items()}
+seconds = {arm: round(fitted.cost["seconds"], 1) for arm, fitted in live.items()}
+display(pd.DataFrame({"parameters trained": trained, "seconds": seconds}))
+
+# %%
+plots.compare_predictions(
+    [case] * len(live), [fitted.predict(case) for fitted in live.values()], list(live), task.data.manifest
+)
+
+# %% [markdown]
+# The best and the worst validation patients of SALT:
+
+# %%
+plots.worst_cases(live["salt"], evaluate(live["salt"].predict, task.data, task.val_patients), count=3)
+
+# %% [markdown]
+# The committed evidence repeats this over three draws of the labelled patients and on all test patients:
+
+# %%
+teaching.show_evidence("salt")
+
+# %% [markdown]
+# What a Dice costs: parameters trained (on a log scale) against what they bring.
+
+# %%
+papers = teaching.measured("03_sam_adaptation")
+if "finetune-sam" in papers:
+    display(cost_figure(teaching.need_summary("finetune-sam")))
+teaching.show_evidence("finetune-sam")
+
+# %% [markdown]
+# Mind the U-Net in that picture. It starts from nothing and has fewer weights than most of what is *trained* here. A
+# paper on adapting SAM that does not show a U-Net trained on the same labels leaves out its strongest competitor.
+#
+# ## Who drew the box?
+# A prompt that is made from the truth carries the truth: where the object is, how large, that there is one. *Medical
+# SAM3* (Jiang et al. 2026) asks what is left when only a name is given; *SAM-Med2D* (Cheng et al. 2023) tunes for every
+# kind of prompt.
+
+# %%
+for paper in ("medical-sam3", "sam-med2d"):
+    teaching.show_evidence(paper)
+
+# %% [markdown]
+# ## More of the chapter
+# Merging instead of training (*MedSAMix*), a convolution branch beside the transformer (*SAM-UNet*), a mask that is
+# decoded at any resolution (*I-MedSAM*), a second decoder that is steered by the first (*H-SAM*), shrunken organs as
+# augmentation (*SAS*), volumes instead of slices (*SAM-Med3D*, *3DSAM-adapter*): each is one file under
+# `medcook/recipes/sam_adaptation/`, with its components, its ablation and its claim as this scale can test it.
+
+# %%
+for paper in [paper for paper in papers if paper not in ("salt", "finetune-sam", "medical-sam3", "sam-med2d")]:
+    teaching.show_evidence(paper)
+
+# %% [markdown]
+# ## Ablation
+# Squares: the method against its comparator. Circles: the method against itself without the claimed ingredient.
+
+# %%
+if papers:
+    display(comparison.forest([teaching.need_summary(paper) for paper in papers]))
+    display(cost_table(*[teaching.need_summary(paper) for paper in papers]))
+
+# %% [markdown]
+# ## All papers of the chapter
+
+# %%
+display(teaching.chapter_papers("03_sam_adaptation"))
+display(teaching.verdict_table(*papers) if papers else "No paper of this chapter has been measured yet.")
+
+# %% [markdown]
+# **What differs from the papers.** A model of five million weights that has seen synthetic scenes stands for one of
+# ninety million that has seen a billion masks; slices of 160 pixels; a hundred or two steps. **What is the same**: the
+# parts, where the additions go, and that every arm gets the same labels and steps.
+#
+# **Four questions for a paper on adapting SAM.** Where does the prompt come from at test time? How does a U-Net do on
+# the same labels? What was tuned, and what did that cost? Which targets get worse?
+#
+# ## Play with it
+# Click on the object; with the right button, or with Shift, beside it; or drag a box. On the web you see the rule's
+# clicks at the top of this chapter instead.
+
+# %%
+click_widget(predictor, targets)
+
+# %% [markdown]
+# ## Your turn
+# Three exercises. Each check tells you whether you are right, and hints where you are not.
+#
+# **1.** A linear layer with LoRA. `weight` is frozen, (outputs, inputs); `down` is (rank, inputs), `up` is (outputs,
+# rank); the update is scaled by alpha over the rank.
+
+
+# %% tags=["exercise", "exercise-low_rank"]
+def low_rank(x, weight, down, up, alpha):
+    """(N, outputs) of x (N, inputs): what the frozen layer answers, plus the scaled low-rank update."""
+    raise NotImplementedError
+
+
+# %%
+check("03/low_rank", low_rank)
+
+# %% [markdown]
+# **2.** Where does a careful person click next? In the middle of the largest connected error, be it something that is
+# missing or something that is too much. `ndimage` has `label` and `distance_transform_edt`.
+
+
+# %% tags=["exercise", "exercise-next_click"]
+def next_click(answer, truth):
+    """(row, column, on the object?) of the next click for two masks (H, W) bool; None where nothing is wrong."""
+    raise NotImplementedError
+
+
+# %%
+check("03/next_click", next_click)
+
+# %% [markdown]
+# **3.** The heart of SALT. Take a weight apart, scale and shift its largest singular values, put it together again.
+
+
+# %% tags=["exercise", "exercise-rescaled"]
+def rescaled(weight, scale, shift):
+    """The weight (outputs, inputs) with its first len(scale) singular values times `scale` plus `shift`; in numpy."""
+    raise NotImplementedError
+
+
+# %%
+check("03/rescaled", rescaled)
+
+# %% [markdown]
+# ## What to read next
+# - Kirillov et al.: *Segment Anything* (ICCV 2023), above all its appendix on training with simulated clicks.
+# - Wong et al.: *ScribblePrompt* (ECCV 2024): prompts of every kind, taught on synthetic label maps.
+# - Gu et al.: *How to build the best medical image segmentation algorithm using foundation models* (2024).
+# - Mazurowski et al.: *Segment Anything Model for medical image analysis: an experimental study* (2023).
+# - Hu et al.: *LoRA* (ICLR 2022), and Houlsby et al.: *Parameter-Efficient Transfer Learning for NLP* (ICML 2019).
