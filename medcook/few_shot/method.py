@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from medcook.data import IGNORE
 from medcook.errors import MedcookError
 from medcook.few_shot.imagenet import ImageNetFeatures
-from medcook.losses import cross_entropy, find_loss
+from medcook.losses import find_loss
 from medcook.methods import Batch, Method, Moment
 from medcook.networks.unet import DoubleConv
 
@@ -68,7 +68,7 @@ class FewShot(Method):
     """
 
     channels: tuple[int, ...] = (16, 24, 32, 48)
-    rate: float = 3e-3
+    rate: float = 1e-3
     average: float = 0.95
     encoder: Literal["own", "imagenet"] = "own"
     episodes: Literal["classes", "superpixels", "none"] = "classes"
@@ -146,9 +146,12 @@ class FewShot(Method):
         return Shots(images, shots.maps[:count], batch.labels[chosen]), episodes
 
     def episode_loss(self, net: nn.ModuleDict, support: Shots, query: Shots) -> Tensor:
-        """Cross-entropy of the query slices."""
-        logits = self.logits(net, support, query).float()
-        return cross_entropy(resize(logits, query.images.shape[2:]), query.masks)
+        """The loss of the query slices."""
+        return self.query_loss(self.logits(net, support, query), query)
+
+    def query_loss(self, logits: Tensor, query: Shots) -> Tensor:
+        """`loss` of logits (Q, 2, h, w) against the masks of the query slices, at their size."""
+        return find_loss(self.loss)(resize(logits.float(), query.images.shape[2:]), query.masks)
 
     def predict(self, nets: nn.ModuleDict, images: Tensor) -> Tensor:
         """Base structures, by the head: without a support there is no novel one to find."""

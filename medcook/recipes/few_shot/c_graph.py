@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from medcook.few_shot import FewShot, LocalPrototypes, PrototypeNetwork, Shots, novel_dice
 from medcook.few_shot.baselines import SHARPNESS
-from medcook.few_shot.method import cross_entropy, resize, shrink
+from medcook.few_shot.method import shrink
 from medcook.recipes.few_shot._settings import EPISODES, both, crossing
 from medcook.recipes.recipe import Component, Recipe
 
@@ -95,10 +95,10 @@ class CGraph(FewShot):
         return SHARPNESS * scores.unflatten(2, (height, width))
 
     def episode_loss(self, net: nn.ModuleDict, support: Shots, query: Shots) -> Tensor:
-        """Cross-entropy of the query, and the contrast of its nodes."""
+        """The loss of the query, and the contrast of its nodes."""
         graphs, inside = self.graphs(net, support, query)
         logits = self.matched(graphs, inside, query).float()
-        loss = cross_entropy(resize(logits, query.images.shape[2:]), query.masks)
+        loss = self.query_loss(logits, query)
         if not self.contrast:
             return loss
         truth = shrink(query.masks, logits.shape[2:]).flatten(1) > 0.5

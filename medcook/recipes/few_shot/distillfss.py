@@ -7,7 +7,7 @@ itself. Then the support can go: the student is the teacher with that layer in p
   teacher  coarse(x) = sum_y softmax_y(q(x) . k(y) / sqrt(d)) m(y), y over the pixels of all shots, m their mask
            logits = mix(coarse, f)
   student  coarse'(x) = conv1(relu(conv3(f)))(x), logits' = mix(coarse', f) with the same f and mix
-  loss     |coarse' - coarse|^2 + KL(logits || logits') + CE(logits', mask)
+  loss     |coarse' - coarse|^2 + KL(logits || logits') + CE and Dice of logits' and mask
 """
 
 import math
@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from medcook.data import Case
 from medcook.few_shot import FewShot, PrototypeNetwork, Shots, novel_dice
-from medcook.few_shot.method import cross_entropy, resize, shrink
+from medcook.few_shot.method import shrink
 from medcook.few_shot.scoring import supported
 from medcook.recipes.few_shot._settings import EPISODES, both, scales
 from medcook.recipes.recipe import Component, Recipe
@@ -107,7 +107,7 @@ class DistillFSS(Attention):
         """The student's loss on views whose coarse masks by the teacher are known."""
         mine = student(views.maps)
         logits = mixed(net, mine, views.maps)
-        loss = cross_entropy(resize(logits, views.images.shape[2:]), views.masks)
+        loss = self.query_loss(logits, views)
         if not self.from_teacher:
             return loss
         taught = mixed(net, coarse, views.maps).softmax(1)

@@ -8,7 +8,7 @@ are fused by cross-attention into the prototype that segments the query.
   bands   x_b = F^-1(M_b F(x)): radius r <= c R low, r >= (1 - c) R high, the rest middle; R the corner's, c = 0.3
   weight  w = sigmoid(cos(s_b, q_b)) pixel by pixel; middle: w, low and high: 1 - w
   match   m_b = relu(fc([w relu(fc_s(s_b)), w relu(fc_q(q_b))]))
-  fusion  relu(A(m_mid, m_low) + m_mid + A'(m_mid, m_high)), A(q, k) = softmax(q k / sqrt(D)) v
+  fusion  A(m_mid, m_low) + m_mid + A'(m_mid, m_high), A(q, k) = softmax(q k / sqrt(D)) v
 """
 
 import math
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from medcook.few_shot import FewShot, LocalPrototypes, PrototypeNetwork, Shots, novel_dice
 from medcook.few_shot.baselines import SHARPNESS, prototypes
-from medcook.few_shot.method import cosine, cross_entropy, resize, shrink
+from medcook.few_shot.method import cosine, shrink
 from medcook.recipes.few_shot._settings import EPISODES, both, crossing
 from medcook.recipes.recipe import Component, Recipe
 
@@ -125,14 +125,11 @@ class FAMNet(FewShot):
         low, middle, high = (
             net["matching"](*pair, damped=self.damp and band != MIDDLE) for band, pair in enumerate(pairs)
         )
-        return F.relu(net["fusion"]["low"](middle, low) + middle + net["fusion"]["high"](middle, high))
+        return net["fusion"]["low"](middle, low) + middle + net["fusion"]["high"](middle, high)
 
     def episode_loss(self, net: nn.ModuleDict, support: Shots, query: Shots) -> Tensor:
-        """Cross-entropy of the first and of the final segmentation."""
-        size = query.images.shape[2:]
-        return sum(
-            cross_entropy(resize(each.float(), size), query.masks) for each in self.coarse_and_fine(net, support, query)
-        )
+        """The loss of the first and of the final segmentation."""
+        return sum(self.query_loss(each, query) for each in self.coarse_and_fine(net, support, query))
 
 
 def foreground(maps: Tensor, inside: Tensor) -> Tensor:
@@ -178,7 +175,11 @@ recipe = Recipe(
             "implemented",
             "as in the official code: agreement is damped in the low and the high band",
         ),
-        Component("multi-spectral fusion", "implemented", "the middle band asks, the low and the high one answer"),
+        Component(
+            "multi-spectral fusion",
+            "implemented",
+            "the middle band asks, the low and the high one answer; without the last ReLU: features here have signs",
+        ),
         Component(
             "coarse prediction of the query",
             "simplified",

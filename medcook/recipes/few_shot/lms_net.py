@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from medcook.few_shot import FewShot, LocalPrototypes, PrototypeNetwork, Shots, novel_dice
 from medcook.few_shot.baselines import prototypes
-from medcook.few_shot.method import cross_entropy, resize
 from medcook.recipes.few_shot._settings import EPISODES, both, scales
 from medcook.recipes.recipe import Component, Recipe
 
@@ -76,10 +75,9 @@ class LMSNet(FewShot):
         return two_classes(self.descend(net, support, query)[-1])
 
     def episode_loss(self, net: nn.ModuleDict, support: Shots, query: Shots) -> Tensor:
-        """Cross-entropy of the mask before the first and after every round, the mean of them."""
-        found = [two_classes(each).float() for each in self.descend(net, support, query)]
-        size = query.images.shape[2:]
-        return sum(cross_entropy(resize(each, size), query.masks) for each in found) / len(found)
+        """The loss of the mask before the first and after every round, the mean of them."""
+        found = [two_classes(each) for each in self.descend(net, support, query)]
+        return sum(self.query_loss(each, query) for each in found) / len(found)
 
 
 def contrast(maps: Tensor, points: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from medcook.few_shot import Shots
 from medcook.few_shot.baselines import PrototypeNetwork
+from medcook.losses import cross_entropy_and_dice
 from medcook.recipes.few_shot.famnet import (
     SIDE,
     CrossAttention,
@@ -151,7 +152,7 @@ class TestPrototype:
         method, support, query = FAMNet(**SMALL), shots(1), shots(2)
         net = method.build(1, 3, 2)["model"]
         wanted = sum(
-            F.cross_entropy(F.interpolate(each, (48, 48), mode="bilinear"), query.masks.long())
+            cross_entropy_and_dice(F.interpolate(each, (48, 48), mode="bilinear"), query.masks)
             for each in method.coarse_and_fine(net, support, query)
         )
         assert method.episode_loss(net, support, query).item() == pytest.approx(wanted.item(), abs=1e-5)

@@ -7,6 +7,7 @@ from scipy.optimize import minimize
 from torch import nn
 
 from medcook.few_shot import PrototypeNetwork, Shots
+from medcook.losses import cross_entropy_and_dice
 from medcook.recipes.few_shot.lms_net import LMSNet, Stage, contrast, move, two_classes
 
 SMALL = {"channels": (4, 4, 6, 6)}
@@ -104,9 +105,10 @@ class TestRounds:
         method, support, query = LMSNet(**SMALL, rounds=2), shots(1), shots(2)
         net = network(method)
         found = method.descend(net, support, query)
+        size = (24, 24)
         wanted = [
-            torch.nn.functional.cross_entropy(
-                torch.nn.functional.interpolate(two_classes(each), (24, 24), mode="bilinear"), query.masks.long()
+            cross_entropy_and_dice(
+                nn.functional.interpolate(two_classes(each), size, mode="bilinear"), query.masks
             ).item()
             for each in found
         ]
