@@ -58,6 +58,18 @@ def _spread(part: pd.DataFrame, metric: str) -> dict:
     }
 
 
+def told_apart(table: pd.DataFrame, reference: str = REFERENCES[0]) -> pd.DataFrame:
+    """A row a number of labelled patients: which methods of `compare_methods` are better or worse than the reference by
+    their interval, and which are not told apart, each with its difference."""
+    rows = table.dropna(subset=f"against {reference}").reset_index()
+    better, worse = rows[f"low {reference}"] > 0, rows[f"high {reference}"] < 0
+    rows["found"] = np.select([better, worse], ["better", "worse"], "not told apart")
+    rows["shown"] = [f"{m} {gain:+.3f}" for m, gain in zip(rows["method"], rows[f"against {reference}"], strict=True)]
+    rows = rows.sort_values(f"against {reference}", ascending=False)
+    found = rows.groupby(["labelled", "found"])["shown"].agg(", ".join).unstack()
+    return found.reindex(columns=["better", "not told apart", "worse"]).fillna("–")
+
+
 def _against(part: pd.DataFrame, other: pd.DataFrame, reference: str, metric: str) -> dict:
     found = statistics.difference(part, other, metric)
     names = (f"against {reference}", f"low {reference}", f"high {reference}", f"p {reference}")

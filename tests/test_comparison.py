@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from medcook import statistics
-from medcook.comparison import by_method, compare_methods, comparison_figure, forest, readable
+from medcook.comparison import by_method, compare_methods, comparison_figure, forest, readable, told_apart
 from medcook.evidence import load_summary
 
 GAIN = {"supervised": 0.0, "mean teacher": 0.02, "clever": 0.1}
@@ -57,6 +57,21 @@ def test_a_method_is_not_compared_with_itself(frame):
     table = compare_methods(frame)
     assert np.isnan(table.loc[(3, "supervised"), "p supervised"])
     assert np.isnan(table.loc[(3, "mean teacher"), "p mean teacher"])
+
+
+def test_methods_are_told_apart_by_their_intervals():
+    index = pd.MultiIndex.from_product([[3, 7], ["supervised", "a", "b", "c"]], names=["labelled", "method"])
+    table = pd.DataFrame(
+        {
+            "against supervised": [np.nan, 0.1, 0.2, -0.1, np.nan, 0.0, -0.2, -0.3],
+            "low supervised": [np.nan, 0.05, 0.1, -0.2, np.nan, -0.1, -0.3, -0.4],
+            "high supervised": [np.nan, 0.2, 0.3, -0.05, np.nan, 0.1, 0.1, -0.2],
+        },
+        index,
+    )
+    found = told_apart(table)
+    assert found.loc[3].tolist() == ["b +0.200, a +0.100", "–", "c -0.100"], "largest gain first"
+    assert found.loc[7].tolist() == ["–", "a +0.000, b -0.200", "c -0.300"]
 
 
 def test_the_committed_comparison_can_be_read_and_drawn():

@@ -25,7 +25,7 @@ from medcook.recipes.semi_supervised.noisy_pseudo_diffusion import LabelDiffusio
 from medcook.recipes.semi_supervised.sasnet import SASNet
 from medcook.recipes.semi_supervised.vessa import Vessa
 
-COUNTS = (3, 7)
+COUNTS = (3, 7, 14)
 BASELINES: dict[str, Method] = {
     "supervised": SUPERVISED,
     "mean teacher": MeanTeacher(),
@@ -42,11 +42,9 @@ PAPERS: dict[str, Method] = {
     "sasnet": SASNet(),
     "c3s3": C3S3(),
 }
-"""At three labelled patients, where the papers claim most."""
 ALL_LABELS = "all labels"
 
-GRID = [(name, method, count) for count in COUNTS for name, method in BASELINES.items()]
-GRID += [(name, method, COUNTS[0]) for name, method in PAPERS.items()]
+GRID = [(name, method, count) for count in COUNTS for name, method in (BASELINES | PAPERS).items()]
 
 
 recipe = Recipe(
