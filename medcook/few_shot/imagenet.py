@@ -15,20 +15,22 @@ LAYERS = ("conv1", *tuple(FIRES)[: list(FIRES).index(DEEP) + 1])
 class ImageNetFeatures(nn.Module):
     """(B, C, H, W) to features (B, width, H / 4, W / 4): both levels of a frozen SqueezeNet, projected linearly.
 
-    The projection alone learns. Every side of the image must be at least 24.
+    The features of a place are scaled to one length in each level. The projection alone learns; before it has, it is a
+    random one, which about keeps angles. Every side of the image must be at least 24.
     """
 
     def __init__(self, width: int):
         super().__init__()
         self.frozen = load_squeezenet().requires_grad_(False)
-        self.scale = nn.BatchNorm2d(sum(WIDTHS.values()), affine=False)
         self.out = nn.Conv2d(sum(WIDTHS.values()), width, 1)
 
     def forward(self, images: Tensor) -> Tensor:
         size = [side // 4 for side in images.shape[2:]]
-        levels = imagenet_maps(self.frozen, images).values()
+        levels = [
+            F.normalize(maps, dim=1) * maps.shape[1] ** 0.5 for maps in imagenet_maps(self.frozen, images).values()
+        ]
         grown = [F.interpolate(maps, size=size, mode="bilinear", align_corners=False) for maps in levels]
-        return self.out(self.scale(torch.cat(grown, dim=1)))
+        return self.out(torch.cat(grown, dim=1))
 
 
 @torch.no_grad()

@@ -4,13 +4,12 @@ The teacher compares every pixel of a query with every pixel of the support: its
 support arrives, a small convolutional layer learns to say what the teacher says, on augmented views of the support
 itself. Then the support can go: the student is the teacher with that layer in place of the comparison.
 
-  teacher  coarse(x) = sum_y softmax_y(q(x) . k(y) / sqrt(d)) m(y), y over the pixels of all shots, m their mask
-           logits = mix(coarse, f)
+  teacher  coarse(x) = sum_y a(x, y) m(y) / sum_y a(x, y), a(x, y) = exp(t cos(q(x), k(y))) / n(y), y over the pixels
+           of all shots, m their mask, n how many pixels are of y's class; logits = mix(coarse, f)
   student  coarse'(x) = conv1(relu(conv3(f)))(x), logits' = mix(coarse', f) with the same f and mix
   loss     |coarse' - coarse|^2 + KL(logits || logits') + CE and Dice of logits' and mask
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from medcook.data import Case
 from medcook.few_shot import FewShot, PrototypeNetwork, Shots, novel_dice
+from medcook.few_shot.baselines import SHARPNESS
 from medcook.few_shot.method import shrink
 from medcook.few_shot.scoring import supported
 from medcook.recipes.few_shot._settings import EPISODES, both, scales
@@ -55,15 +55,21 @@ class Attention(FewShot):
 
 
 def attend(queries: Tensor, keys: Tensor, inside: Tensor) -> Tensor:
-    """(Q, 1, h, w) in 0 to 1, of queries (Q, d, h, w), keys (S, d, h', w') and masks (S, h', w')."""
-    flat = keys.movedim(1, -1).flatten(0, 2)
-    scores = torch.einsum("qdhw,nd->qhwn", queries, flat) / math.sqrt(queries.shape[1])
-    return (scores.softmax(-1) @ inside.flatten())[:, None]
+    """(Q, 1, h, w) in 0 to 1, of queries (Q, d, h, w), keys (S, d, h', w') and masks (S, h', w').
+
+    Structure and background weigh the same, however many pixels they have: 1/2 means that neither is more alike.
+    """
+    flat, inside = F.normalize(keys, dim=1).movedim(1, -1).flatten(0, 2), inside.flatten()
+    alike = torch.einsum("qdhw,nd->qhwn", F.normalize(queries, dim=1), flat)
+    values = torch.stack([(1 - inside) / (1 - inside).sum().clamp_min(1e-5), inside / inside.sum().clamp_min(1e-5)], 1)
+    background, structure = ((SHARPNESS * (alike - 1)).exp() @ values).unbind(-1)
+    return (structure / (background + structure).clamp_min(1e-12))[:, None]
 
 
 def mixed(net: nn.ModuleDict, coarse: Tensor, maps: Tensor) -> Tensor:
-    """(Q, 2, h, w) of a coarse mask (Q, 1, h, w) and features: one more say of how the structure's pixels look."""
-    return net["mix"](torch.cat([4 * coarse - 2, maps], dim=1))
+    """(Q, 2, h, w) of a coarse mask (Q, 1, h, w) and features: the mask's own say, and what `mix` has to add."""
+    signed = 4 * coarse - 2
+    return torch.cat([-signed, signed], dim=1) + net["mix"](torch.cat([signed, maps], dim=1))
 
 
 @dataclass
@@ -168,7 +174,8 @@ recipe = Recipe(
         Component(
             "teacher of support and query",
             "simplified",
-            "attention at one level of features; DCAMA has three, and pre-trained ones",
+            "cosine attention at one level of features, structure and background weighing the same; DCAMA attends at "
+            "three levels",
         ),
         Component(
             "support knowledge in a dedicated layer",

@@ -41,15 +41,18 @@ class TestTeacher:
         flat = [
             (keys[s, :, i, j].numpy(), inside[s, i, j].item()) for s in range(2) for i in range(3) for j in range(3)
         ]
-        scores = np.array([queries[0, :, 1, 0].numpy() @ key / 2 for key, _ in flat])
-        weights = np.exp(scores) / np.exp(scores).sum()
-        wanted = sum(w * m for w, (_, m) in zip(weights, flat, strict=True))
+        query = queries[0, :, 1, 0].numpy()
+        alike = [np.exp(20 * query @ key / np.linalg.norm(query) / np.linalg.norm(key)) for key, _ in flat]
+        shares = np.array([share for _, share in flat])
+        structure, background = np.average(alike, weights=shares), np.average(alike, weights=1 - shares)
+        wanted = structure / (structure + background)
         found = attend(queries, keys, inside)
         assert found.shape == (1, 1, 2, 2) and found[0, 0, 1, 0].item() == pytest.approx(wanted, abs=1e-5)
 
     def test_it_answers_by_the_support(self):
         method = Attention(**SMALL)
         net, support = ready(method)
+        support = support._replace(maps=torch.randn_like(support.maps))
         other = support._replace(masks=1 - support.masks)
         assert not torch.allclose(*(method.logits(net, each, support) for each in (support, other)), atol=1e-3)
 
