@@ -145,7 +145,7 @@ recipe = Recipe(
     compare=("c-graph", "prototypes"),
     ablation=("c-graph", "without contrast"),
     replicate="draw",
-    scales=crossing("prototypes", "c-graph", "without contrast", "without prior"),
+    scales=crossing("prototypes", "local prototypes", "c-graph", "without contrast", "without prior"),
     metric="dice",
     score=novel_dice,
     components=(
@@ -167,6 +167,10 @@ recipe = Recipe(
             "implemented",
             "our reading: supervised contrast within the query, each node weighted by how wrong it was",
         ),
-        Component("accuracy on the source domain", "absent", "one claim a recipe; lms-net's task is within a domain"),
+        Component(
+            "accuracy on the source domain",
+            "absent",
+            "one claim a recipe; repri's and distillfss's tasks are within a domain",
+        ),
     ),
 )

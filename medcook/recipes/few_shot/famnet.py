@@ -98,7 +98,8 @@ class FAMNet(FewShot):
 
     def parts(self, inputs: int) -> dict[str, nn.Module]:
         fusion = nn.ModuleDict({"low": CrossAttention(self.width), "high": CrossAttention(self.width)})
-        return super().parts(inputs) | {"matching": Matching(SIDE * SIDE), "fusion": fusion}
+        gain = nn.ParameterDict({"gain": torch.tensor(0.1)})
+        return super().parts(inputs) | {"matching": Matching(SIDE * SIDE), "fusion": fusion, "scalars": gain}
 
     def logits(self, net: nn.ModuleDict, support: Shots, query: Shots) -> Tensor:
         return self.coarse_and_fine(net, support, query)[1]
@@ -111,7 +112,7 @@ class FAMNet(FewShot):
         theirs = foreground(support.maps, shrink(support.masks, support.maps.shape[2:]))
         mine = torch.cat([foreground(*each) for each in zip(query.maps.split(1), said.split(1), strict=True)])
         added = self.matched(net, theirs.expand_as(mine), mine).mean(2)
-        found = structure + F.normalize(added, dim=1)
+        found = structure + net["scalars"]["gain"] * F.normalize(added, dim=1)
         fine = [
             cosine(maps[None], torch.stack([background, each])) for maps, each in zip(query.maps, found, strict=True)
         ]
@@ -184,7 +185,8 @@ recipe = Recipe(
             "coarse prediction of the query",
             "simplified",
             "support prototypes of structure and background; the official code has one prototype and a learned "
-            "threshold. What the bands say is added to the support's prototype here, which it replaces there",
+            "threshold. What the bands say is added to the support's prototype here, times a learned factor that "
+            "starts at 0.1; it replaces that prototype there",
         ),
         Component(
             "cross-domain benchmarks", "simplified", "MR to X-ray; the paper: CT and MR, two MR sequences, two sites"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from medcook.few_shot import FewShot, LocalPrototypes, PrototypeNetwork, Shots, novel_dice
 from medcook.few_shot.baselines import prototypes
-from medcook.recipes.few_shot._settings import EPISODES, both, scales
+from medcook.recipes.few_shot._settings import EPISODES, both, crossing
 from medcook.recipes.recipe import Component, Recipe
 
 
@@ -105,8 +105,8 @@ def two_classes(logits: Tensor) -> Tensor:
 recipe = Recipe(
     paper="lms-net",
     title="An unrolled Mumford-Shah energy",
-    claim="Trained on the same episodes, unrolled updates of prototypes and mask with a learned prior raise the volume "
-    "Dice of held-out structures against the support's prototypes alone, with one annotated patient.",
+    claim="Trained on the same episodes, unrolled updates of prototypes and mask with a learned prior raise the Dice "
+    "of lungs in chest X-rays against the support's prototypes alone, with one annotated patient.",
     arms=both(
         {
             "prototypes": PrototypeNetwork(episodes=EPISODES),
@@ -119,7 +119,7 @@ recipe = Recipe(
     compare=("lms-net", "prototypes"),
     ablation=("lms-net", "without prior"),
     replicate="draw",
-    scales=scales("prototypes", "lms-net", "without prior", "without prototype update"),
+    scales=crossing("prototypes", "local prototypes", "lms-net", "without prior"),
     metric="dice",
     score=novel_dice,
     components=(

@@ -148,6 +148,12 @@ class TestPrototype:
         coarse, fine = method.coarse_and_fine(net, support, query)
         assert torch.allclose(coarse[:, 0], fine[:, 0], atol=1e-4)
 
+    def test_without_gain_the_bands_add_nothing(self):
+        method, support, query = FAMNet(**SMALL), shots(1), shots(2)
+        net = method.build(1, 3, 2)["model"]
+        torch.nn.init.zeros_(net["scalars"]["gain"])
+        assert torch.allclose(*method.coarse_and_fine(net, support, query), atol=1e-4)
+
     def test_both_segmentations_are_trained(self):
         method, support, query = FAMNet(**SMALL), shots(1), shots(2)
         net = method.build(1, 3, 2)["model"]
