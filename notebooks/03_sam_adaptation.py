@@ -43,7 +43,7 @@ from medcook.profiles import resolve_profile
 from medcook.recipes import find_recipe
 from medcook.recipes.sam_adaptation import medsamix, salt, sam_med2d
 from medcook.recipes.sam_adaptation._adapters import Bottleneck
-from medcook.sam import card
+from medcook.sam import card, prompts
 from medcook.sam.adapting import targets_of
 from medcook.sam.checkpoints import load_small
 from medcook.sam.classical import COMPETITORS
@@ -73,6 +73,15 @@ predictor = Predictor(load_small(), zoom=False)
 case = next(iter(task.cases("val")))
 targets = {target.structure: target for target in targets_of(task, case)}
 click_sheet(predictor, list(targets.values())[:3])
+
+# %% tags=["nbval-check-output", "mechanism"]
+truth, answer = np.zeros((12, 16), bool), np.zeros((12, 16), bool)
+truth[2:10, 3:11], answer[2:10, 3:7] = True, True
+prompt = prompts.first_click(truth)
+print(f"first click: {prompt.foreground[0]}; half is missing,", end=" ")
+print(f"so the next is {prompts.next_click(prompt, answer, truth).foreground[-1]}, on the object")
+answer[:, 3:16] = True
+print(f"too much on the right: the next is {prompts.next_click(prompt, answer, truth).background[-1]}, beside it")
 
 # %% [markdown]
 # ## The failure first
