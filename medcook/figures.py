@@ -22,6 +22,7 @@ from PIL import Image, ImageFilter
 
 from medcook import paths, pooled
 from medcook.errors import MedcookError
+from medcook.plots import panels
 from medcook.records import Summary, read
 
 Drawer = Callable[[Summary, pd.DataFrame], Figure]
@@ -100,8 +101,7 @@ def evidence_figure(summary: Summary) -> Figure:
 
 def draw_arms(summary: Summary, frame: pd.DataFrame) -> Figure:
     """Each arm's mean with its 95% interval, and its replicates as dots."""
-    figure = Figure(figsize=(7, 1.4 + 0.5 * len(summary.arms)), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = panels(size=(7, 1.4 + 0.5 * len(summary.arms)))
     for row, (name, arm) in enumerate(summary.arms.items()):
         mine = frame.loc[frame["arm"] == name].groupby("replicate")
         values = [pooled.value(rows, summary.metric) for _, rows in mine]

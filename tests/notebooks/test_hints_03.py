@@ -55,9 +55,7 @@ def test_low_rank(answer, hint):
     assert hint in check("03/low_rank", answer).hint
 
 
-def clicked(
-    answer, truth, *, both=True, pieces=True, deepest=True, padded=True, pick=max, swap=False, flip=False
-):
+def clicked(answer, truth, *, both=True, pieces=True, deepest=True, padded=True, pick=max, swap=False, flip=False):
     errors = []
     for error, on_object in ((truth & ~answer, True), (answer & ~truth, False)):
         labelled = ndimage.label(error)[0] if pieces else error.astype(int)

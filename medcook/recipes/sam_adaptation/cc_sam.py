@@ -67,14 +67,14 @@ class VariationalFusion(nn.Module):
 
     def __init__(self, hidden: int, trust: float = 0.9, middle: int = 64):
         super().__init__()
-        self.read = nn.Sequential(nn.Linear(2 * hidden, middle), nn.GELU(), zeroed(nn.Linear(middle, 4 * hidden)))
+        self.infer = nn.Sequential(nn.Linear(2 * hidden, middle), nn.GELU(), zeroed(nn.Linear(middle, 4 * hidden)))
         odds = torch.tensor(trust / (1 - trust)).log()
         self.register_buffer("prior", torch.stack([odds / 2, -odds / 2])[:, None].repeat(1, hidden))
 
     def forward(self, vit: Tensor, cnn: Tensor) -> tuple[Tensor, Tensor]:
         """The fused features, and the mean divergence of the weights' distribution from the prior."""
         both = torch.cat([vit.mean((2, 3)), cnn.mean((2, 3))], dim=1)
-        shift, log_spread = self.read(both).float().view(len(both), 2, 2, -1).unbind(1)
+        shift, log_spread = self.infer(both).float().view(len(both), 2, 2, -1).unbind(1)
         mean = self.prior + shift
         sampled = mean + torch.randn_like(mean) * log_spread.exp() if self.training else mean
         weights = sampled.softmax(1)[..., None, None].to(vit.dtype)

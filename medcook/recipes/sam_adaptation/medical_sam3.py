@@ -4,18 +4,13 @@ A promptable model that has seen few medical images looks able as long as somebo
 named only, it fails, and better words do not help: the whole model has to learn what they mean. Here a name is learnt,
 t_c, and joins the mask token, q, with which the mask decoder reads the image and the box:
     mask = decoder(encoder(x), [q + t_c, box or nothing]);   learnt: t_c alone, or t_c and decoder, or everything.
-`load_sam3` opens a real checkpoint of SAM 3, or of a model tuned from it, where one was downloaded.
+`medcook.sam.checkpoints.load_sam3` opens a real checkpoint of SAM 3, or of one tuned from it, where it was downloaded.
 """
 
-import json
-from pathlib import Path
-
 import torch
-import transformers
 from torch import Tensor
 
 from medcook.data import Case
-from medcook.errors import MedcookError
 from medcook.evaluation import row
 from medcook.recipes.recipe import Arm, Component, Recipe
 from medcook.recipes.sam_adaptation._concepts import (
@@ -35,21 +30,6 @@ WIDER = 0.25
 """How far each side of a box moves outwards, of the box's own side, where the box is less than exact."""
 
 KINDS = ("concept", "concept", "concept", "box")
-
-
-def load_sam3(folder: str | Path):
-    """A real checkpoint, of SAM 3 or of a model tuned from it, laid out in a folder as on the Hugging Face hub."""
-    folder = Path(folder)
-    if not (folder / "config.json").exists():
-        hint = "Ask for access at huggingface.co/facebook/sam3, then: hf download facebook/sam3 --local-dir FOLDER."
-        raise MedcookError(f"{folder} holds no SAM 3 checkpoint (no config.json).", hint)
-    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    if kind not in ("sam3", "sam3_video"):
-        raise MedcookError(f"{folder} holds a {kind!r} model, not SAM 3.", "Take a checkpoint of type sam3.")
-    if not transformers.utils.is_torchvision_available():
-        hint = "Install torchvision in an environment of its own: the book itself does without it."
-        raise MedcookError("SAM 3 needs torchvision, which is not installed.", hint)
-    return transformers.Sam3Model.from_pretrained(folder, local_files_only=True).eval()
 
 
 def wider(boxes: Tensor, share: float = WIDER) -> Tensor:

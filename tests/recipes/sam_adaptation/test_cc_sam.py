@@ -74,7 +74,7 @@ def test_both_encoders_stay_and_the_rest_learns(images):
     nets = method.build(1, 3, 2)
     for adapter in nets["model"].features:
         nn.init.normal_(adapter.up.weight, std=0.1)
-    nn.init.normal_(nets["model"].fusion.read[2].weight, std=0.1)
+    nn.init.normal_(nets["model"].fusion.infer[2].weight, std=0.1)
     labels = (images[:, 0] > 0).byte()
     method.training_step(nets, Batch(images, labels), None, Moment(0, 2)).backward()
     learning = {name for name, p in nets["model"].named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
@@ -103,7 +103,7 @@ class TestFusion:
 
     def test_they_are_read_from_both_branches(self):
         fusion = VariationalFusion(4).eval()
-        nn.init.normal_(fusion.read[2].weight)
+        nn.init.normal_(fusion.infer[2].weight)
         vit, cnn = torch.randn(1, 4, 3, 3), torch.randn(1, 4, 3, 3)
         share = lambda vit, cnn: fusion(vit, cnn)[1]  # noqa: E731
         assert share(vit, cnn) != share(vit + 1, cnn) and share(vit, cnn) != share(vit, cnn + 1)
@@ -116,7 +116,7 @@ class TestFusion:
 
     def test_divergence_is_part_of_the_loss(self, images):
         nets = CCSamMethod().build(1, 3, 2)
-        nn.init.normal_(nets["model"].fusion.read[2].bias)
+        nn.init.normal_(nets["model"].fusion.infer[2].bias)
         batch = Batch(images, (images[:, 0] > 0).byte())
         nets["model"].eval()
         losses = [CCSamMethod(beta=b).training_step(nets, batch, None, Moment(0, 2)) for b in (0.0, 2.0)]

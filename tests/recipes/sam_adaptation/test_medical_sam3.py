@@ -10,8 +10,9 @@ import transformers
 from medcook.errors import MedcookError
 from medcook.methods import Batch, Moment
 from medcook.recipes.sam_adaptation import _concepts as concepts
-from medcook.recipes.sam_adaptation.medical_sam3 import KINDS, load_sam3, recipe, tight_boxes, wider
+from medcook.recipes.sam_adaptation.medical_sam3 import KINDS, recipe, tight_boxes, wider
 from medcook.sam import adapting
+from medcook.sam.checkpoints import load_sam3
 from medcook.sam.model import PADDING, SIZE, SmallSam
 from medcook.sam.prompts import box_of
 
