@@ -18,6 +18,7 @@ import torch
 from monai.metrics import compute_dice, compute_hausdorff_distance
 from monai.metrics.surface_distance import compute_average_surface_distance
 
+from benchmarks.clicks import click_times
 from benchmarks.methods import method_costs
 from medcook import metrics
 from medcook.data import open_dataset
@@ -43,6 +44,7 @@ def main() -> None:
         "training": [training(paper) for paper in BASELINES],
         "methods": method_costs(),
         "metrics": compare_metrics(),
+        "clicks": click_times(),
         "chapters": chapters(),
     }
     write_atomically(HERE / "results.json", json.dumps(results, indent=1) + "\n")
@@ -160,7 +162,7 @@ def table(header: str, rows: list[list]) -> str:
 
 def report(results: dict) -> str:
     """The results as Markdown."""
-    at, scored = results["machine"], results["metrics"]
+    at, scored, clicks = results["machine"], results["metrics"], results["clicks"]
     steps = [
         [
             one["recipe"],
@@ -191,6 +193,10 @@ unlabelled images beside as many labelled ones, and their mean over a run of cha
 **Metrics** (Dice, HD95 and ASSD of one structure) on {scored["pairs"]} pairs of masks of shape {scored["shape"]}: \
 {scored["medcook_ms"]} ms here,
 {scored["monai_ms"]} ms with MONAI, ratio {scored["ratio"]}. Largest difference: {differences}.
+
+**A click** on the small SAM, image of {clicks["side"]} × {clicks["side"]} pixels, {clicks["threads"]} threads: \
+{clicks["click_ms"]} ms where the image
+is embedded, {clicks["first_click_ms"]} ms on a new image.
 
 **Chapters**, as `medcook cook` recorded them:
 
