@@ -29,11 +29,13 @@ def reproduce(
     replicates: int | None = None,
     progress: bool = True,
     minutes: float | None = None,
+    devices: int = 1,
 ) -> Summary:
     """Run every arm in every replicate that has no current record, then summarise and judge.
 
     recipe      a `medcook.recipes.recipe.Recipe`; `replicates` overrides the number in its scale for this profile
     minutes     after so long the run under way saves its state and raises `Paused`; the next call goes on there
+    devices     GPUs, or processes of a CPU, that share every batch
     """
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     profile = resolve_profile(profile)
@@ -41,7 +43,7 @@ def reproduce(
     bar = tqdm(runs_of(recipe, profile, count), desc=recipe.paper, disable=not progress)
     for arm, number in bar:
         bar.set_postfix_str(f"{arm} {number}")
-        _run(recipe, profile, arm, number, progress, deadline)
+        _run(recipe, profile, arm, number, progress, deadline, devices)
     return summarise(recipe, profile, count)
 
 
@@ -184,7 +186,7 @@ def _is_current(recipe, profile: str, arm: str, number: int) -> bool:
     return record is not None and record.request == _request(recipe, profile, arm, number)
 
 
-def _run(recipe, profile: str, arm: str, number: int, progress: bool, deadline: float | None) -> None:
+def _run(recipe, profile: str, arm: str, number: int, progress: bool, deadline: float | None, devices: int = 1) -> None:
     """Train, score and record one arm's replicate, unless its record is current; Paused past the deadline."""
     from medcook import training
 
@@ -192,7 +194,7 @@ def _run(recipe, profile: str, arm: str, number: int, progress: bool, deadline: 
         return
     method, task, budget, seed = recipe.run(profile, arm, number)
     try:
-        fitted = training.fit(method, task, budget, seed, progress=progress, deadline=deadline)
+        fitted = training.fit(method, task, budget, seed, progress=progress, deadline=deadline, devices=devices)
     except Paused as pause:
         raise Paused(pause.step, pause.steps, f"arm {arm}, replicate {number}") from None
     tables, reads = _score(fitted, task, f"{recipe.paper} {profile} {arm} {number}", recipe.score)

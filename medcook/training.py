@@ -16,6 +16,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from medcook import parallel
 from medcook.data.case import IGNORE, Case
 from medcook.errors import MedcookError, Paused
 from medcook.fingerprints import behaviour
@@ -75,12 +76,14 @@ def fit(
     cache: bool = True,
     progress: bool = True,
     deadline: float | None = None,
+    devices: int = 1,
 ) -> Fitted:
     """Train `method` on the task's train and val patients; test patients are out of reach.
 
     A finished run with the same content (method, task, budget, seed, data, behaviour, versions) is read from
     the cache; an interrupted one is taken up again. A run that is cached saves its state and raises `Paused`
-    after the first step that ends past `deadline` (on the clock of `time.monotonic`).
+    after the first step that ends past `deadline` (on the clock of `time.monotonic`). With several `devices`
+    (GPUs, or processes of a CPU) each sees its share of every batch; the key is the same.
     """
     precision = resolve_precision(budget.precision)
     train = task.samples("labelled")
@@ -95,7 +98,7 @@ def fit(
         behaviour=behaviour(method),
         torch=torch.__version__,
     )
-    loop = Loop(method, task, budget, precision, seed, train, extra, val, progress, deadline)
+    loop = Loop(method, task, budget, precision, seed, train, extra, val, progress, deadline, devices=devices)
     if not cache:
         return loop.run()
     folder = RunFolder(key)
@@ -116,6 +119,7 @@ class Loop:
 
     deadline     time of `time.monotonic` after which a run with a folder saves its state and pauses
     accelerator  as Lightning Fabric names it; `auto` is a GPU where there is one
+    devices      how many of these; each is a process, sees its share of every batch, and has the mean gradient
     """
 
     method: Method
@@ -129,6 +133,7 @@ class Loop:
     progress: bool = True
     deadline: float | None = None
     accelerator: str = "auto"
+    devices: int = 1
 
     def build(self) -> nn.ModuleDict:
         """The method's networks, initialised from the seed, in channels-last memory."""
@@ -141,8 +146,13 @@ class Loop:
     def run(self, folder: RunFolder | None = None) -> Fitted:
         """Train for the budget's steps; with a folder, save checkpoints and resume from one."""
         precision = "bf16-mixed" if self.precision == "bfloat16" else "32-true"
-        fabric = Fabric(accelerator=self.accelerator, devices=1, precision=precision)
-        nets = self.build()
+        if self.devices == 1:
+            return self.train_on(Fabric(accelerator=self.accelerator, devices=1, precision=precision), folder)
+        return parallel.launch(self, precision, folder)
+
+    def train_on(self, fabric: Fabric, folder: RunFolder | None) -> Fitted:
+        """The run itself, in one of the processes."""
+        nets = parallel.synchronised(self.build(), fabric)
         trained = [p for p in nets.parameters() if p.requires_grad]
         optimiser, schedule = self.method.optimise(trained, self.budget.steps)
         fabric.to_device(nets)
@@ -154,7 +164,13 @@ class Loop:
             state = saved["state"]
         history, clock = state["history"], Clock(state["seconds"])
 
-        bar = tqdm(total=self.budget.steps, desc="train", leave=False, mininterval=2, disable=not self.progress)
+        bar = tqdm(
+            total=self.budget.steps,
+            desc="train",
+            leave=False,
+            mininterval=2,
+            disable=not (self.progress and fabric.is_global_zero),
+        )
         bar.update(state["step"])
         with torch.random.fork_rng(), bar:
             for step in range(state["step"], self.budget.steps):
@@ -171,6 +187,7 @@ class Loop:
                 if not torch.isfinite(loss):
                     raise MedcookError(f"The loss became {loss.item()} at step {step}.", "Lower the learning rate.")
                 fabric.backward(loss)
+                parallel.average_gradients(trained, fabric)
                 nn.utils.clip_grad_norm_(trained, GRADIENT_NORM)
                 optimiser.step()
                 optimiser.zero_grad(set_to_none=True)
@@ -183,8 +200,8 @@ class Loop:
                     with fabric.autocast():
                         self.look(nets, step, state)
                 bar.update()
-                pause = folder and self.is_late() and step + 1 < self.budget.steps
-                if pause or (folder and clock.since_save() > CHECKPOINT_SECONDS):
+                pause = fabric.broadcast(bool(folder and self.is_late() and step + 1 < self.budget.steps))
+                if fabric.is_global_zero and (pause or (folder and clock.since_save() > CHECKPOINT_SECONDS)):
                     state["step"], state["seconds"] = step + 1, clock.seconds
                     folder.save_checkpoint(
                         {
@@ -226,6 +243,7 @@ class Loop:
             if samples is self.extra:  # what augmentation moved in from outside says nothing either
                 batch = batch._replace(labels=torch.full_like(batch.labels, IGNORE))
             layout = torch.channels_last if batch.images.ndim == 4 else torch.channels_last_3d
+            batch = parallel.share(batch, fabric)
             parts.append(batch._replace(images=batch.images.contiguous(memory_format=layout)))
         return parts[0], parts[1]
 

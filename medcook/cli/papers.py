@@ -77,6 +77,7 @@ def reproduce(
     ] = None,
     test: Annotated[bool, typer.Option("--test", help="Then the vote of all runs reads the test set, once.")] = False,
     anyway: Annotated[bool, typer.Option("--anyway", help="Start `paper` also on a machine without a GPU.")] = False,
+    devices: Annotated[int, typer.Option(min=1, help="GPUs, or processes of a CPU, that share every batch.")] = 1,
 ) -> None:
     """Run a paper's arms, print table, verdict and environment. Interrupted, it goes on where it stopped."""
     from medcook.recipes import find_recipe
@@ -92,7 +93,7 @@ def reproduce(
 
         refuse_without_gpu(recipe, profile, replicates)
     console = _console()
-    print_summary(console, evidence.reproduce(recipe, profile, replicates, minutes=minutes))
+    print_summary(console, evidence.reproduce(recipe, profile, replicates, minutes=minutes, devices=devices))
     if test:
         from medcook.ensemble import read_test_once
 

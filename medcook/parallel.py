@@ -1,0 +1,78 @@
+"""One run on several devices, by Lightning Fabric: a process each, a share of every batch, the mean of all gradients.
+
+Every process draws and augments the whole batch from the same seed and keeps its own part, so that the shares of all
+together are the batch that one device would see.
+"""
+
+import pickle
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from medcook.errors import MedcookError, Paused
+from medcook.methods import Batch
+
+
+def launch(loop, precision: str, folder):
+    """`loop.train_on` in `loop.devices` processes; what the first one gives. Its errors are raised here."""
+    if loop.budget.batch % loop.devices:
+        hint = f"Take a number that divides {loop.budget.batch}."
+        raise MedcookError(f"A batch of {loop.budget.batch} can't be shared by {loop.devices} devices.", hint)
+    on_gpus = loop.accelerator == "cuda" or (loop.accelerator == "auto" and torch.cuda.is_available())
+    if on_gpus and loop.devices > torch.cuda.device_count():
+        hint = f"Give --devices {torch.cuda.device_count()} at most."
+        raise MedcookError(f"There are fewer GPUs than {loop.devices}.", hint)
+    fabric = Fabric(accelerator=loop.accelerator, devices=loop.devices, precision=precision, strategy="ddp_spawn")
+    fitted, error = fabric.launch(Part(loop, folder))
+    if error:
+        kind, parts = error
+        raise kind(*parts)
+    return pickle.loads(fitted)
+
+
+class Part:
+    """What one process does; an object, because Fabric takes every other argument apart."""
+
+    def __init__(self, loop, folder):
+        self.loop, self.folder = loop, folder
+
+    def __call__(self, fabric: Fabric) -> tuple:
+        """(Fitted, None), or (None, (class, arguments)) of an error for users, which can't cross processes as it is.
+
+        Pickled here: tensors that two processes share would end with the first of them.
+        """
+        try:
+            return pickle.dumps(self.loop.train_on(fabric, self.folder)), None
+        except Paused as pause:
+            return None, (Paused, (pause.step, pause.steps))
+        except MedcookError as error:
+            return None, (MedcookError, (error.problem, error.hint))
+
+
+def synchronised(nets: nn.ModuleDict, fabric: Fabric) -> nn.ModuleDict:
+    """Networks whose batch normalisation sees the whole batch; on CPUs, where torch can't, each sees its share."""
+    if fabric.world_size == 1 or fabric.device.type == "cpu":
+        return nets
+    return nn.SyncBatchNorm.convert_sync_batchnorm(nets)
+
+
+def share(batch: Batch, fabric: Fabric) -> Batch:
+    """This process's part of a batch: one of `world_size` equal pieces."""
+    if fabric.world_size == 1:
+        return batch
+    size = len(batch.images) // fabric.world_size
+    mine = slice(fabric.global_rank * size, (fabric.global_rank + 1) * size)
+    return Batch(*(part if part is None else part[mine] for part in batch))
+
+
+def average_gradients(weights: list[Tensor], fabric: Fabric) -> None:
+    """Each weight's gradient becomes its mean over the processes; a weight that none of them used keeps none."""
+    if fabric.world_size == 1:
+        return
+    used = torch.tensor([float(each.grad is not None) for each in weights], device=fabric.device)
+    gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in weights]
+    flat = torch.cat([used, *(each.flatten() for each in gradients)])
+    used, *parts = fabric.all_reduce(flat, reduce_op="mean").split([len(weights), *(each.numel() for each in weights)])
+    for weight, part, by_any in zip(weights, parts, used.tolist(), strict=True):
+        weight.grad = part.view(weight.shape).clone() if by_any else None
