@@ -91,7 +91,7 @@ def world(tmp_path, monkeypatch):
     """Evidence in a temporary folder, training counted and faked, behaviour by settings."""
     fitted = []
 
-    def fit(method, task, budget, seed, progress=True, deadline=None):
+    def fit(method, task, budget, seed, progress=True, deadline=None, devices=1):
         if deadline is not None and deadline <= time.monotonic():
             raise Paused(2, budget.steps)
         fitted.append((method, seed))
@@ -106,6 +106,15 @@ def world(tmp_path, monkeypatch):
 
 def reproduce(recipe, profile="full", **options):
     return evidence.reproduce(recipe, profile, progress=False, **options)
+
+
+def test_devices_are_handed_to_every_run(world):
+    seen, fit = [], training.fit
+    world.monkeypatch.setattr(
+        training, "fit", lambda *a, devices, **options: seen.append(devices) or fit(*a, **options)
+    )
+    reproduce(make_recipe(), replicates=1, devices=2)
+    assert seen == [2, 2, 2]
 
 
 def test_every_arm_and_replicate_leaves_a_record(world):
