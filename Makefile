@@ -19,7 +19,7 @@ ENVIRONMENT := OMP_NUM_THREADS=1 MPLBACKEND=Agg
 
 export PROFILE
 
-.PHONY: cook test lint ledger nbval figures check-figures publish clean
+.PHONY: cook test lint ledger nbval browser figures check-figures publish clean
 
 cook: $(STAMP)
 	$(BIN)/python -m medcook cook $(CHAPTERS)
@@ -36,6 +36,10 @@ ledger: $(STAMP)
 
 nbval: $(STAMP)
 	PROFILE=quick $(BIN)/python -m pytest -q --nbval-lax --nbval-current-env -p no:cacheprovider notebooks/
+
+browser: $(STAMP)   # as a student sees it: chapters in JupyterLab in headless Chromium; pictures in build/screenshots
+	$(BIN)/python -m pip install -q $(PIP_ARGS) -e ".[browser]" -c constraints.txt
+	MEDCOOK_BROWSER=1 $(BIN)/python -m pytest -q -p no:xdist tests/browser
 
 figures: $(STAMP)
 	$(BIN)/python -m medcook figures

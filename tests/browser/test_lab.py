@@ -1,0 +1,57 @@
+"""What a student does: open a chapter, run it, move what can be moved, solve an exercise wrongly, then rightly."""
+
+from pathlib import Path
+
+import pytest
+
+SOLUTIONS = Path(__file__).parents[1] / "notebooks" / "solutions"
+SLICES = ("01_data_loading", "02_unet_baseline")
+
+
+@pytest.mark.parametrize("name", SLICES)
+def test_a_chapter_runs_and_its_slider_moves_the_picture(opened, name):
+    notebook = opened(name)
+    notebook.run_all()
+    assert notebook.errors() == 0
+    handle = notebook.reach(".noUi-handle")
+    before = notebook.shot("slider")
+    handle.focus()
+    for _ in range(2):
+        notebook.page.keyboard.press("ArrowRight")
+    notebook.page.wait_for_timeout(3000)
+    assert notebook.shot("slider-moved") != before
+
+
+def test_clicks_and_a_box_are_answered(opened):
+    notebook = opened("03_sam_adaptation")
+    notebook.run_all()
+    assert notebook.errors() == 0
+    box = notebook.reach(".jupyter-matplotlib-canvas-div").bounding_box()
+    mouse, x, y = notebook.page.mouse, box["x"] + box["width"] * 0.3, box["y"] + box["height"] * 0.5
+    shots = [notebook.shot("widget")]
+    mouse.click(x, y)
+    notebook.page.wait_for_timeout(3000)
+    shots.append(notebook.shot("clicked"))
+    mouse.move(x - 60, y - 60)
+    mouse.down()
+    mouse.move(x + 60, y + 60, steps=8)
+    mouse.up()
+    notebook.page.wait_for_timeout(3000)
+    shots.append(notebook.shot("box"))
+    assert len(set(shots)) == 3
+
+
+def test_an_exercise_tells_a_wrong_answer_from_a_right_one(opened):
+    notebook = opened("01_data_loading")
+    notebook.run_cell("from medcook.exercises import check")
+    solution = (SOLUTIONS / "01_data_loading" / "window.py").read_text()
+    output = ".jp-CodeCell:has-text('check(\"01/window\"') .jp-OutputArea-output"
+    for what, answer, said in (
+        ("wrong", solution.replace("+ 0.5", "+ 0.6"), "not solved yet"),
+        ("right", solution, "solved"),
+    ):
+        notebook.run_cell("def to_unit(", answer)
+        notebook.run_cell('check("01/window"')
+        text = notebook.page.locator(output).first.inner_text()
+        notebook.shot(f"exercise-{what}")
+        assert said in text and ("not" in text) == (what == "wrong"), text
