@@ -19,7 +19,7 @@ ENVIRONMENT := OMP_NUM_THREADS=1 MPLBACKEND=Agg
 
 export PROFILE
 
-.PHONY: cook test lint ledger nbval browser figures check-figures publish clean
+.PHONY: cook test lint ledger nbval fuzz browser figures check-figures publish clean
 
 cook: $(STAMP)
 	$(BIN)/python -m medcook cook $(CHAPTERS)
@@ -36,6 +36,9 @@ ledger: $(STAMP)
 
 nbval: $(STAMP)
 	PROFILE=quick $(BIN)/python -m pytest -q --nbval-lax --nbval-current-env -p no:cacheprovider notebooks/
+
+fuzz: $(STAMP)   # ten thousand damaged files, in processes with bounds on memory and time
+	$(ENVIRONMENT) $(BIN)/python tests/fuzz/fuzz.py --files 10000
 
 browser: $(STAMP)   # as a student sees it: chapters in JupyterLab in headless Chromium; pictures in build/screenshots
 	$(BIN)/python -m pip install -q $(PIP_ARGS) -e ".[browser]" -c constraints.txt

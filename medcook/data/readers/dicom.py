@@ -1,12 +1,14 @@
 """A DICOM series: one folder of slices, sorted by their position in space. Names of patients are not even read."""
 
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pydicom
 from pydicom.errors import InvalidDicomError
 
+from medcook.data.readers.damage import readable
 from medcook.data.readers.nifti import Volume
 from medcook.errors import MedcookError
 
@@ -32,15 +34,13 @@ def read_series(folder: Path) -> Volume:
     is missing at either end cannot be noticed.
     """
     slices = read_slices(folder)
-    require_one_series(folder, slices)
-    normal = normal_of(slices)
-    slices = dict(sorted(slices.items(), key=lambda item: depth(item[1], normal)))
-    distance = slice_distance(folder, slices, normal)
-    try:
-        array = np.stack([rescaled(dataset) for dataset in slices.values()])
-    except (ValueError, AttributeError, NotImplementedError, RuntimeError) as error:
-        raise MedcookError(f"{folder}: its slices cannot be decoded ({error}).", "Export them uncompressed.") from error
-    return Volume(array, affine_of(next(iter(slices.values())), normal, distance))
+    with readable(folder, "DICOM series: geometry", "Export it again.", quoting=False):
+        require_one_series(folder, slices)
+        normal = normal_of(slices)
+        slices = dict(sorted(slices.items(), key=lambda item: depth(item[1], normal)))
+        affine = affine_of(next(iter(slices.values())), normal, slice_distance(folder, slices, normal))
+    with readable(folder, "DICOM series: pixels", "Export them uncompressed.", quoting=False):
+        return Volume(np.stack([rescaled(dataset) for dataset in slices.values()]), affine)
 
 
 def read_slices(folder: Path) -> dict[Path, pydicom.Dataset]:
@@ -49,14 +49,10 @@ def read_slices(folder: Path) -> dict[Path, pydicom.Dataset]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they may quote what stands in the file
         for path in sorted(path for path in folder.iterdir() if path.is_file()):
-            try:
+            with readable(path, "DICOM file", "Export it again.", quoting=False), suppress(InvalidDicomError):
                 dataset = pydicom.dcmread(path, specific_tags=[*GEOMETRY, *PIXELS, *VALUES])
-            except InvalidDicomError:
-                continue
-            except (OSError, EOFError, ValueError) as error:
-                raise MedcookError(f"{path}: not a readable DICOM file.", "Export it again.") from error
-            if "ImagePositionPatient" in dataset and "PixelData" in dataset:
-                found[path] = dataset
+                if "ImagePositionPatient" in dataset and "PixelData" in dataset:
+                    found[path] = dataset
     if not found:
         raise MedcookError(f"{folder}: no DICOM slices with a position in space.", "Give the folder of one series.")
     return found

@@ -5,17 +5,14 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from medcook.data.readers.damage import readable
 from medcook.errors import MedcookError
 
 
 def read_hdf5(path: Path, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
     """The named arrays of one file; MedcookError when it is damaged or lacks one of them."""
-    try:
-        with h5py.File(path, "r") as stored:
-            return {key: stored[key][()] for key in keys}
-    except KeyError as error:
-        raise MedcookError(f"{path}: {error.args[0]}.", f"It needs the arrays {', '.join(keys)}.") from error
-    except (OSError, RuntimeError) as error:
-        raise MedcookError(
-            f"{path}: not a readable HDF5 file ({error}).", "It may be truncated: fetch it again."
-        ) from error
+    with readable(path, "HDF5 file", "It may be truncated: fetch it again."), h5py.File(path, "r") as stored:
+        if missing := [key for key in keys if key not in stored]:
+            hint = f"It needs the arrays {', '.join(keys)}."
+            raise MedcookError(f"{path}: it holds no {' and no '.join(missing)}.", hint)
+        return {key: stored[key][()] for key in keys}

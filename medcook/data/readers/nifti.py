@@ -6,7 +6,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from medcook.errors import MedcookError
+from medcook.data.readers.damage import readable
 
 
 @dataclass(frozen=True)
@@ -29,18 +29,9 @@ class Volume:
 
 def read_nifti(path: Path) -> Volume:
     """Read one file; MedcookError when it is damaged."""
-    try:
+    with readable(path, "NIfTI file", "Fetch or export it again."):
         image = nibabel.load(path)
         return Volume(np.asanyarray(image.dataobj), image.affine)
-    except (OSError, EOFError, ValueError, nibabel.filebasedimages.ImageFileError) as error:
-        raise MedcookError(
-            f"{path}: not a readable NIfTI file ({first(error)}).", "Fetch or export it again."
-        ) from error
-
-
-def first(error: Exception) -> str:
-    """An error's text on one line."""
-    return " ".join(str(error).split())
 
 
 def canonical(volume: Volume) -> Volume:

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from medcook.data.readers.damage import readable
 from medcook.errors import MedcookError
 
 
@@ -33,9 +34,6 @@ def read_labels(path: Path) -> np.ndarray:
 
 def read_pixels(path: Path) -> np.ndarray:
     """All stored channels: (H, W) or (H, W, C); palettes give their indices."""
-    try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image)
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        raise MedcookError(f"{path}: not a readable PNG ({error}).", "Fetch or export it again.") from error
+    with readable(path, "PNG", "Fetch or export it again."), Image.open(path) as image:
+        pixels = np.asarray(image)
     return pixels.astype(np.uint8) if pixels.dtype == bool else pixels

@@ -31,5 +31,5 @@ def test_voxel_size(tmp_path):
     (tmp_path / "v.csv").write_text("4.5\n4.5\n3\n")
     assert read_voxel_size(tmp_path / "v.csv") == (4.5, 4.5, 3.0)
     (tmp_path / "v.csv").write_text("4.5\n")
-    with pytest.raises(MedcookError, match="v.csv: it should hold three numbers"):
+    with pytest.raises(MedcookError, match="v.csv: not a readable file of three numbers"):
         read_voxel_size(tmp_path / "v.csv")
