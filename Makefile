@@ -38,7 +38,7 @@ nbval: $(STAMP)
 	PROFILE=quick $(BIN)/python -m pytest -q --nbval-lax --nbval-current-env -p no:cacheprovider notebooks/
 
 fuzz: $(STAMP)   # ten thousand damaged files, in processes with bounds on memory and time
-	$(ENVIRONMENT) $(BIN)/python tests/fuzz/fuzz.py --files 10000
+	$(ENVIRONMENT) $(BIN)/python tests/fuzz/damaged_files.py --files 10000
 
 browser: $(STAMP)   # as a student sees it: chapters in JupyterLab in headless Chromium; pictures in build/screenshots
 	$(BIN)/python -m pip install -q $(PIP_ARGS) -e ".[browser]" -c constraints.txt

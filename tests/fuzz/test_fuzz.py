@@ -4,24 +4,24 @@ import subprocess
 import sys
 import time
 
-import fuzz
 import pytest
+from fuzz import damaged_files as files
 
 from medcook.errors import MedcookError
 
 
-@pytest.mark.parametrize("kind", fuzz.KINDS)
+@pytest.mark.parametrize("kind", files.KINDS)
 def test_damaged_files_are_read_or_refused_in_one_clear_sentence(kind, tmp_path):
-    found = [fuzz.read(kind, number, tmp_path) for number in range(4 if kind == "hdf5" else 60)]
+    found = [files.read(kind, number, tmp_path) for number in range(4 if kind == "hdf5" else 60)]
     assert set(found) <= {"read", "refused"}, found
     assert "refused" in found
 
 
 def test_a_file_is_the_same_every_time(tmp_path):
     (tmp_path / "one").mkdir()
-    again = fuzz.file("nifti", 3, tmp_path / "one").read_bytes()
-    assert fuzz.file("nifti", 3, tmp_path).read_bytes() == again
-    assert fuzz.file("nifti", 4, tmp_path).read_bytes() != again
+    again = files.file("nifti", 3, tmp_path / "one").read_bytes()
+    assert files.file("nifti", 3, tmp_path).read_bytes() == again
+    assert files.file("nifti", 4, tmp_path).read_bytes() != again
 
 
 @pytest.mark.parametrize(
@@ -33,9 +33,9 @@ def test_a_file_is_the_same_every_time(tmp_path):
     ],
 )
 def test_other_endings_are_findings(reader, said, tmp_path, monkeypatch):
-    monkeypatch.setitem(fuzz.KINDS, "png", (*fuzz.KINDS["png"][:2], reader))
-    monkeypatch.setattr(fuzz, "SECONDS", 1)
-    assert fuzz.read("png", 0, tmp_path).startswith(said)
+    monkeypatch.setitem(files.KINDS, "png", (*files.KINDS["png"][:2], reader))
+    monkeypatch.setattr(files, "SECONDS", 1)
+    assert files.read("png", 0, tmp_path).startswith(said)
 
 
 def test_a_child_that_crashes_is_named_and_the_next_one_goes_on(monkeypatch):
@@ -47,14 +47,14 @@ def test_a_child_that_crashes_is_named_and_the_next_one_goes_on(monkeypatch):
         return subprocess.CompletedProcess(command, 0, lines, "")
 
     monkeypatch.setattr(subprocess, "run", run)
-    tally, failures = fuzz.fuzz({"png": 5})
+    tally, failures = files.fuzz({"png": 5})
     assert tally == {("png", "read"): 1, ("png", "failed"): 1, ("png", "refused"): 3}
     assert failures == ["png 1: the process ended with -11: Segmentation fault"]
 
 
 def test_the_command_ends_with_an_error_where_something_fails(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["fuzz.py", "--files", "80"])
-    monkeypatch.setattr(fuzz, "outcomes", lambda kind, count: iter([(0, "read"), (1, "IndexError: x")]))
-    assert fuzz.main() == 1
+    monkeypatch.setattr(sys, "argv", ["damaged_files.py", "--files", "80"])
+    monkeypatch.setattr(files, "outcomes", lambda kind, count: iter([(0, "read"), (1, "IndexError: x")]))
+    assert files.main() == 1
     assert "png 1: IndexError: x" in capsys.readouterr().out
-    assert sum(fuzz.shares(10_000).values()) == 10_000
+    assert sum(files.shares(10_000).values()) == 10_000

@@ -1,8 +1,8 @@
-"""Damaged files for every reader: `python tests/fuzz/fuzz.py [--files 10000]`, or `make fuzz`.
+"""Damaged files for every reader: `python tests/fuzz/damaged_files.py [--files 10000]`, or `make fuzz`.
 
 Each file is a function of its kind and number. It is made and read in a child process with bounds on memory and time.
 A reader must give an array or raise MedcookError; any other exception, a crash, a hang or a blow-up of memory is a
-failure and is named by kind and number: `fuzz.file("nifti", 17, folder)` makes that file again.
+failure and is named by kind and number: `file("nifti", 17, folder)` makes that file again.
 """
 
 import argparse
