@@ -9,28 +9,29 @@ from medcook.networks.squeezenet import FIRES, POOLED, SqueezeNet, load_squeezen
 
 FINE, DEEP = "fire3", "fire7"
 WIDTHS = {FINE: 128, DEEP: 384}
+WIDTH, RANK = sum(WIDTHS.values()), 32
 LAYERS = ("conv1", *tuple(FIRES)[: list(FIRES).index(DEEP) + 1])
 
 
 class ImageNetFeatures(nn.Module):
-    """(B, C, H, W) to features (B, width, H / 4, W / 4): both levels of a frozen SqueezeNet, projected linearly.
+    """(B, C, H, W) to features (B, WIDTH, H / 4, W / 4): both levels of a frozen SqueezeNet, side by side.
 
-    The features of a place are scaled to one length in each level. The projection alone learns; before it has, it is a
-    random one, which about keeps angles. Every side of the image must be at least 24.
+    The features of a place have length one in each level. What learns is a linear change of low rank, which is none at
+    first: training begins with ImageNet's own features. Every side of the image must be at least 24.
     """
 
-    def __init__(self, width: int):
+    def __init__(self):
         super().__init__()
         self.frozen = load_squeezenet().requires_grad_(False)
-        self.out = nn.Conv2d(sum(WIDTHS.values()), width, 1)
+        self.change = nn.Sequential(nn.Conv2d(WIDTH, RANK, 1, bias=False), nn.Conv2d(RANK, WIDTH, 1, bias=False))
+        nn.init.zeros_(self.change[1].weight)
 
     def forward(self, images: Tensor) -> Tensor:
         size = [side // 4 for side in images.shape[2:]]
-        levels = [
-            F.normalize(maps, dim=1) * maps.shape[1] ** 0.5 for maps in imagenet_maps(self.frozen, images).values()
-        ]
+        levels = [F.normalize(maps, dim=1) for maps in imagenet_maps(self.frozen, images).values()]
         grown = [F.interpolate(maps, size=size, mode="bilinear", align_corners=False) for maps in levels]
-        return self.out(torch.cat(grown, dim=1))
+        maps = torch.cat(grown, dim=1)
+        return maps + self.change(maps)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from medcook.data import IGNORE
 from medcook.errors import MedcookError
-from medcook.few_shot.imagenet import ImageNetFeatures
+from medcook.few_shot.imagenet import WIDTH, ImageNetFeatures
 from medcook.losses import find_loss
 from medcook.methods import Batch, Method, Moment
 from medcook.networks.unet import DoubleConv
@@ -59,7 +59,9 @@ class FeatureNet(nn.Module):
 class FewShot(Method):
     """A network that learns features; subclasses say in `logits` how a support and features make a segmentation.
 
-    encoder     what makes the features: a network of our own, from scratch, or a projection of frozen ImageNet ones
+    encoder     what makes the features: a network of our own, from scratch, or a frozen one of ImageNet and a learned
+                linear change of low rank
+    place       how much the place in the image counts beside features of length one; 0: not at all
     episodes    what a training step practises: `classes`, base structures in other images of the batch;
                 `superpixels`, pieces of an image in augmented views of it (Ouyang et al. 2022); `none`
     count       episodes a step; `views` query images of each
@@ -71,6 +73,7 @@ class FewShot(Method):
     rate: float = 1e-3
     average: float = 0.95
     encoder: Literal["own", "imagenet"] = "own"
+    place: float = 0.0
     episodes: Literal["classes", "superpixels", "none"] = "classes"
     count: int = 3
     views: int = 2
@@ -87,17 +90,18 @@ class FewShot(Method):
     def parts(self, inputs: int) -> dict[str, nn.Module]:
         """Everything that is learned, but for the head; `features` makes maps (B, width, h, w) of images."""
         if self.encoder == "imagenet":
-            return {"features": ImageNetFeatures(self.width)}
+            return {"features": ImageNetFeatures()}
         return {"features": FeatureNet(inputs=inputs, channels=self.channels)}
 
     @property
     def width(self) -> int:
         """Channels of the features."""
-        return 64 if self.encoder == "imagenet" else self.channels[-1]
+        return (WIDTH if self.encoder == "imagenet" else self.channels[-1]) + 2 * bool(self.place)
 
     def encode(self, net: nn.ModuleDict, images: Tensor) -> Tensor:
         """Features (B, width, h, w) of images."""
-        return net["features"](images)
+        maps = net["features"](images)
+        return with_place(maps, self.place) if self.place else maps
 
     def logits(self, net: nn.ModuleDict, support: Shots, query: Shots) -> Tensor:
         """(Q, 2, h, w) of background and structure in the query slices, all with the same support."""
@@ -193,6 +197,13 @@ def resize(maps: Tensor, size) -> Tensor:
 def shrink(masks: Tensor, size) -> Tensor:
     """Masks (N, H, W) as the share (N, h, w) that is structure in each cell of features; unlabelled counts as not."""
     return F.adaptive_avg_pool2d((masks == 1)[:, None].float(), tuple(size))[:, 0]
+
+
+def with_place(maps: Tensor, weight: float) -> Tensor:
+    """Maps (B, D, h, w), of length one, and two more channels: y and x from -1 to 1, times `weight`."""
+    sides = [torch.linspace(-1, 1, side, device=maps.device) for side in maps.shape[2:]]
+    places = weight * torch.stack(torch.meshgrid(*sides, indexing="ij"))
+    return torch.cat([F.normalize(maps, dim=1), places.expand(len(maps), -1, -1, -1)], dim=1)
 
 
 def masked_mean(maps: Tensor, weights: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import nn
 from medcook.data import IGNORE
 from medcook.errors import MedcookError
 from medcook.few_shot import FineTuning, LocalPrototypes, PrototypeNetwork, Shots
-from medcook.few_shot.baselines import fused, local_prototypes, prototypes
+from medcook.few_shot.baselines import SHARPNESS, fused, local_prototypes, prototypes
 from medcook.few_shot.method import class_episodes, masked_mean, random_superpixel, shrink
 from medcook.methods import Batch, Moment
 
@@ -130,7 +130,7 @@ class TestPrototypes:
 
     def test_prototypes_are_fused_by_their_softmax(self):
         maps, points = torch.randn(1, 4, 2, 2), torch.randn(3, 4)
-        similarity = 20 * F.cosine_similarity(maps[:, None], points[None, :, :, None, None], dim=2).numpy()
+        similarity = SHARPNESS * F.cosine_similarity(maps[:, None], points[None, :, :, None, None], dim=2).numpy()
         weights = np.exp(similarity) / np.exp(similarity).sum(1, keepdims=True)
         assert np.allclose(fused(maps, points).numpy(), (weights * similarity).sum(1), atol=1e-4)
 

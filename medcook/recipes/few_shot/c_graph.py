@@ -35,11 +35,16 @@ def edges(nodes: Tensor, others: Tensor, count: int, sharpness: float) -> Tensor
 
 
 class PriorLayer(nn.Module):
-    """A structural prior graph layer: nodes (G, N, D) hear from neighbours, and from the structure's nodes (P, D)."""
+    """A structural prior graph layer: nodes (G, N, D) hear from neighbours, and from the structure's nodes (P, D).
+
+    What they hear counts nothing at first: training begins with matching alone.
+    """
 
     def __init__(self, width: int):
         super().__init__()
         self.own, self.prior = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False)
+        nn.init.zeros_(self.own.weight)
+        nn.init.zeros_(self.prior.weight)
 
     def forward(self, nodes: Tensor, structure: Tensor, count: int, use_prior: bool) -> Tensor:
         heard = self.own(F.relu(edges(nodes, nodes, count, SHARPNESS) @ nodes))

@@ -4,9 +4,9 @@ The teacher compares every pixel of a query with every pixel of the support: its
 support arrives, a small convolutional layer learns to say what the teacher says, on augmented views of the support
 itself. Then the support can go: the student is the teacher with that layer in place of the comparison.
 
-  teacher  coarse(x) = sum_y a(x, y) m(y) / sum_y a(x, y), a(x, y) = exp(t cos(q(x), k(y))) / n(y), y over the pixels
+  teacher  coarse(x) = sum_y a(x, y) m(y) / sum_y a(x, y), a(x, y) = exp(t cos(f(x), f(y))) / n(y), y over the pixels
            of all shots, m their mask, n how many pixels are of y's class; logits = mix(coarse, f)
-  student  coarse'(x) = conv1(relu(conv3(f)))(x), logits' = mix(coarse', f) with the same f and mix
+  student  coarse'(x) = conv1(relu(conv3(conv1(f))))(x), logits' = mix(coarse', f) with the same f and mix
   loss     |coarse' - coarse|^2 + KL(logits || logits') + CE and Dice of logits' and mask
 """
 
@@ -23,35 +23,38 @@ from medcook.few_shot import FewShot, PrototypeNetwork, Shots, novel_dice
 from medcook.few_shot.baselines import SHARPNESS
 from medcook.few_shot.method import shrink
 from medcook.few_shot.scoring import supported
-from medcook.recipes.few_shot._settings import EPISODES, both, scales
+from medcook.recipes.few_shot._settings import EPISODES, PLACE, both, scales
 from medcook.recipes.recipe import Component, Recipe
 
-SHOTS = 3
+SHOTS, HIDDEN = 3, 32
 
 
 @dataclass
 class Attention(FewShot):
-    """The teacher: dense cross-attention from query to support pixels (DCAMA, Shi et al. 2022), mixed with features.
-
-    keys  channels of queries and keys
-    """
+    """The teacher: dense cross-attention from query to support pixels (DCAMA, Shi et al. 2022), mixed with features."""
 
     episodes: str = EPISODES
-    keys: int = 32
 
     def parts(self, inputs: int) -> dict[str, nn.Module]:
-        mix = nn.Sequential(nn.Conv2d(self.width + 1, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 2, 3, padding=1))
-        project = nn.Conv2d(self.width, self.keys, 1)
-        return super().parts(inputs) | {"project": project, "mix": mix}
+        mix = nn.Sequential(nn.Conv2d(self.width + 1, HIDDEN, 1), nn.ReLU(), nn.Conv2d(HIDDEN, 2, 3, padding=1))
+        return super().parts(inputs) | {"mix": mix}
 
     def logits(self, net: nn.ModuleDict, support: Shots, query: Shots) -> Tensor:
-        return mixed(net, self.coarse(net, support, query), query.maps)
+        return mixed(net, self.coarse(support, query), query.maps)
 
-    def coarse(self, net: nn.ModuleDict, support: Shots, query: Shots) -> Tensor:
+    def coarse(self, support: Shots, query: Shots) -> Tensor:
         """(Q, 1, h, w): the share of structure among the support's pixels that each query pixel attends to."""
-        keys, queries = (net["project"](each.maps) for each in (support, query))
-        inside = shrink(support.masks, support.maps.shape[2:])
-        return attend(queries, keys, inside)
+        return attend(query.maps, support.maps, shrink(support.masks, support.maps.shape[2:]))
+
+
+class Student(nn.Sequential):
+    """The layer: features (Q, D, h, w) to a coarse mask (Q, 1, h, w)."""
+
+    def __init__(self, width: int):
+        super().__init__(
+            nn.Conv2d(width, HIDDEN, 1), nn.Conv2d(HIDDEN, HIDDEN, 3, padding=1), nn.ReLU(),
+            nn.Conv2d(HIDDEN, 1, 1), nn.Sigmoid(),
+        )  # fmt: skip
 
 
 def attend(queries: Tensor, keys: Tensor, inside: Tensor) -> Tensor:
@@ -87,9 +90,7 @@ class DistillFSS(Attention):
 
     def adapt(self, net: nn.ModuleDict, supports: list[Shots]) -> nn.ModuleDict:
         """The network with a layer `student` that has learned this support; everything else is untouched."""
-        student = nn.Sequential(
-            nn.Conv2d(self.width, self.width, 3, padding=1), nn.ReLU(), nn.Conv2d(self.width, 1, 1), nn.Sigmoid()
-        )
+        student = Student(self.width)
         lessons = [self.lesson(net, each) for each in supports]
         optimiser = AdamW(student.parameters(), lr=self.pace)
         with torch.enable_grad():
@@ -107,7 +108,7 @@ class DistillFSS(Attention):
         images, masks = (each.repeat_interleave(self.copies, 0) for each in (support.images, support.masks))
         views, moved = self.augmentation(images, masks, rng)
         shots = Shots(views, self.encode(net, views), moved)
-        return shots, self.coarse(net, support, shots)
+        return shots, self.coarse(support, shots)
 
     def distillation(self, net: nn.ModuleDict, student: nn.Module, views: Shots, coarse: Tensor) -> Tensor:
         """The student's loss on views whose coarse masks by the teacher are known."""
@@ -160,7 +161,8 @@ recipe = Recipe(
             "distilled": DistillFSS(),
             "masks alone": DistillFSS(from_teacher=False),
             "prototypes": PrototypeNetwork(episodes=EPISODES),
-        }
+        },
+        place=PLACE,
     ),
     compare=("distilled", "attention"),
     ablation=("distilled", "masks alone"),
@@ -180,7 +182,8 @@ recipe = Recipe(
         Component(
             "support knowledge in a dedicated layer",
             "implemented",
-            "3 x 3 convolution, ReLU, 1 x 1, as in the official code; one for all chunks of the volume",
+            "3 x 3 convolution, ReLU, 1 x 1, as in the official code, after a 1 x 1 one that makes 32 channels of 512; "
+            "one for all chunks of the volume",
         ),
         Component("teacher-student distillation", "implemented", "coarse masks, logits and the support's own masks"),
         Component("no support at test time", "implemented", "operations for a slice are counted and stand in the rows"),

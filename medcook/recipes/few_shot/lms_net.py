@@ -9,6 +9,7 @@ length of the contour gives way to a prior that is learned.
   mask        u_1 = sigmoid((|f - c_0|^2 - |f - c_1|^2 - r(u)) / e), a step of mirror descent, r = the derivative of R
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medcook.few_shot import FewShot, LocalPrototypes, PrototypeNetwork, Shots, novel_dice
-from medcook.few_shot.baselines import prototypes
+from medcook.few_shot.baselines import SHARPNESS, prototypes
 from medcook.recipes.few_shot._settings import EPISODES, both, crossing
 from medcook.recipes.recipe import Component, Recipe
 
@@ -30,7 +31,7 @@ class Stage(nn.Module):
     def __init__(self, width: int, hidden: int = 16):
         super().__init__()
         self.trust = nn.Parameter(torch.tensor(0.0))
-        self.sharpness = nn.Parameter(torch.tensor(2.3))
+        self.sharpness = nn.Parameter(torch.tensor(math.log(SHARPNESS / 2)))
         self.context = nn.Sequential(
             nn.Conv2d(width + 1, hidden, 3, padding=1), nn.ReLU(), nn.Conv2d(hidden, hidden, 5, padding=2), nn.ReLU()
         )

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from medcook.few_shot import FewShot, LocalPrototypes, PrototypeNetwork, Shots, novel_dice
 from medcook.few_shot.baselines import SHARPNESS, prototypes
 from medcook.few_shot.method import shrink
-from medcook.recipes.few_shot._settings import both, scales
+from medcook.recipes.few_shot._settings import PLACE, both, scales
 from medcook.recipes.recipe import Component, Recipe
 from medcook.tasks import Budget
 
@@ -123,7 +123,8 @@ recipe = Recipe(
             "local prototypes": LocalPrototypes(episodes="none"),
             "prototypes, base classes": PrototypeNetwork(episodes="none", base=1.0),
             "repri, base classes": RePRI(base=1.0),
-        }
+        },
+        place=PLACE,
     ),
     compare=("repri", "prototypes"),
     ablation=("repri", "support only"),

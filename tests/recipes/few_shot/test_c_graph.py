@@ -6,6 +6,7 @@ import torch
 from scipy.special import logsumexp, softmax
 
 from medcook.few_shot import Shots
+from medcook.few_shot.baselines import SHARPNESS
 from medcook.recipes.few_shot.c_graph import CGraph, PriorLayer, edges, match, node_contrast, recipe
 
 SMALL = {"channels": (4, 4, 6, 6)}
@@ -22,6 +23,15 @@ def shots(count: int, size: int = 32) -> Shots:
     maps = 0.7 * torch.randn(count, 6, size // 4, size // 4)
     maps[:, 0] += 2.0 * masks[:, ::4, ::4] - 1
     return Shots(torch.zeros(count, 1, size, size), maps, masks)
+
+
+def heard(net: torch.nn.Module) -> torch.nn.Module:
+    """Layers as if they had been trained: what nodes hear counts nothing at first."""
+    for layer in net.modules():
+        if isinstance(layer, PriorLayer):
+            torch.nn.init.normal_(layer.own.weight)
+            torch.nn.init.normal_(layer.prior.weight)
+    return net
 
 
 def cosines(a: torch.Tensor, b: torch.Tensor) -> np.ndarray:
@@ -59,9 +69,9 @@ class TestGraph:
 @pytest.mark.component("structural prior graph layers")
 class TestLayer:
     def test_a_node_hears_neighbours_and_structure(self):
-        layer, nodes, structure = PriorLayer(5), torch.randn(1, 6, 5), torch.randn(3, 5)
-        own = edges(nodes, nodes, 2, 20.0) @ nodes
-        theirs = edges(nodes, structure, 2, 20.0) @ structure
+        layer, nodes, structure = heard(PriorLayer(5)), torch.randn(1, 6, 5), torch.randn(3, 5)
+        own = edges(nodes, nodes, 2, SHARPNESS) @ nodes
+        theirs = edges(nodes, structure, 2, SHARPNESS) @ structure
         wanted = nodes + own.relu() @ layer.own.weight.T + theirs.relu() @ layer.prior.weight.T
         assert torch.allclose(layer(nodes, structure, 2, True), wanted, atol=1e-5)
         without = layer(nodes, structure, 2, False)
@@ -69,7 +79,7 @@ class TestLayer:
 
     def test_the_support_changes_the_querys_nodes_through_it(self):
         method, support, query = CGraph(**SMALL), shots(1), shots(1)
-        net = method.build(1, 3, 2)["model"]
+        net = heard(method.build(1, 3, 2)["model"])
         other = support._replace(masks=1 - support.masks)
         one, two = (method.graphs(net, each, query)[0][1] for each in (support, other))
         assert not torch.allclose(one, two, atol=1e-4)
@@ -96,7 +106,7 @@ class TestMatching:
         net = method.build(1, 3, 2)["model"]
         alone = CGraph(**SMALL, layers=0, relations=False).logits(net, support, query).flatten(2)
         nodes = method.graphs(net, support, query)[0][1]
-        weights = edges(nodes, nodes, 8, 20.0)
+        weights = edges(nodes, nodes, 8, SHARPNESS)
         wanted = (alone[0].T + weights @ alone[0].T) / 2
         assert torch.allclose(method.logits(net, support, query).flatten(2)[0].T, wanted, atol=1e-4)
 

@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 from medcook.few_shot import Shots
+from medcook.few_shot.baselines import SHARPNESS
 from medcook.recipes.few_shot.distillfss import Attention, DistillFSS, attend, mixed, operations
 
-SMALL = {"channels": (4, 4, 8, 8), "keys": 4}
+SMALL = {"channels": (4, 4, 8, 8)}
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +30,6 @@ def shots(count: int = 1, size: int = 32) -> Shots:
 def ready(method: Attention) -> tuple[nn.ModuleDict, Shots]:
     """A network in evaluation mode, and a support with its features."""
     net = method.build(1, 3, 2)["average"].eval()
-    nn.init.normal_(net["project"].weight, std=5.0)
     support = shots(2)
     return net, support._replace(maps=method.encode(net, support.images))
 
@@ -42,7 +42,7 @@ class TestTeacher:
             (keys[s, :, i, j].numpy(), inside[s, i, j].item()) for s in range(2) for i in range(3) for j in range(3)
         ]
         query = queries[0, :, 1, 0].numpy()
-        alike = [np.exp(20 * query @ key / np.linalg.norm(query) / np.linalg.norm(key)) for key, _ in flat]
+        alike = [np.exp(SHARPNESS * query @ key / np.linalg.norm(query) / np.linalg.norm(key)) for key, _ in flat]
         shares = np.array([share for _, share in flat])
         structure, background = np.average(alike, weights=shares), np.average(alike, weights=1 - shares)
         wanted = structure / (structure + background)
@@ -64,7 +64,7 @@ class TestLayer:
         net, support = ready(method)
         answering = method.adapt(net, [support])
         student = answering["student"]
-        assert isinstance(student[0], nn.Conv2d) and student[0].kernel_size == (3, 3) and student[2].out_channels == 1
+        assert student[1].kernel_size == (3, 3) and student[3].out_channels == 1
         wanted = mixed(net, student(support.maps), support.maps)
         assert torch.allclose(method.logits(answering, support, support), wanted)
 

@@ -7,6 +7,7 @@ from scipy.optimize import minimize
 from torch import nn
 
 from medcook.few_shot import PrototypeNetwork, Shots
+from medcook.few_shot.baselines import SHARPNESS
 from medcook.losses import cross_entropy_and_dice
 from medcook.recipes.few_shot.lms_net import LMSNet, Stage, contrast, move, two_classes
 
@@ -121,7 +122,7 @@ class TestEnergy:
         """Squared distance of unit vectors is 2 - 2 cosine: with the right sharpness round 0 is a prototype network."""
         support, query = shots(1), shots(2)
         net = network(LMSNet(**SMALL))
-        nn.init.constant_(net["stages"][0].sharpness, np.log(10))
+        nn.init.constant_(net["stages"][0].sharpness, np.log(SHARPNESS / 2))
         first = two_classes(LMSNet(**SMALL).descend(net, support, query)[0]).softmax(1)
         wanted = PrototypeNetwork().logits(net, support, query).softmax(1)
         assert torch.allclose(first, wanted, atol=1e-4)
