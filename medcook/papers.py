@@ -126,7 +126,7 @@ def requirements(row: Row, facts: Facts) -> dict[str, bool]:
 
 def _method(row: Row, facts: Facts) -> dict[str, bool]:
     return {
-        "recipe": facts.recipe is not None,
+        "recipe": _implemented(facts) != set(),
         "a test for every implemented component": _components_tested(facts),
         "evidence with an ablation": _evidence(row, facts, ablation=True),
     }
@@ -162,9 +162,13 @@ def _dataset(facts: Facts) -> dict[str, bool]:
 
 def _components_tested(facts: Facts) -> bool:
     """Whether there are implemented components, and each has a test."""
+    return bool(_implemented(facts)) and _implemented(facts) <= facts.tested
+
+
+def _implemented(facts: Facts) -> set[str]:
+    """Names of the implemented components; a recipe without any is the beginning of one."""
     components = facts.recipe.components if facts.recipe else ()
-    implemented = {component.name for component in components if component.status == "implemented"}
-    return bool(implemented) and implemented <= facts.tested
+    return {component.name for component in components if component.status == "implemented"}
 
 
 def _evidence(row: Row, facts: Facts, ablation: bool) -> bool:

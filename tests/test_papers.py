@@ -278,7 +278,7 @@ def test_reproduce_prints_table_verdict_and_environment(monkeypatch):
     asked = []
     monkeypatch.setattr(evidence, "reproduce", lambda *what, **how: asked.append((what[1:], how)) or SUMMARY)
     result = call("reproduce", "leakage", "--profile", "full", "--replicates", "3", "--minutes", "50")
-    assert result.exit_code == 0 and asked == [(("full", 3), {"minutes": 50})]
+    assert result.exit_code == 0 and asked == [(("full", 3), {"minutes": 50, "devices": 1})]
     assert all(word in result.stdout for word in ("baseline", "verdict at full: supported", "python 3.11", "+0.0200"))
 
 

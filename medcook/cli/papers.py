@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from medcook import evidence
+from medcook import evidence, paths
 from medcook.errors import MedcookError
 from medcook.papers import Facts, find_row, gather, load_ledger, overview, own_claims, requirements, stale_state, status
 from medcook.profiles import resolve_profile
@@ -68,6 +68,19 @@ def show(paper: Annotated[str, typer.Argument(metavar="ID")], no_check: NoCheck 
     console.print(f"Evidence of {facts.summary.date}: {freshness}", highlight=False)
 
 
+@app.command()
+def new(paper: Annotated[str, typer.Argument(metavar="ID", help="A paper of the ledger without a recipe.")]) -> None:
+    """Begin a recipe: write it and its test as stubs, and say what comes next."""
+    from medcook.stubs import next_steps, write_stubs
+
+    row = find_row(paper)
+    if row is None:
+        raise unknown(paper)
+    for path in write_stubs(row):
+        typer.echo(f"written: {path.relative_to(paths.ROOT)}")
+    typer.echo(next_steps(row))
+
+
 def reproduce(
     paper: Annotated[str, typer.Argument(metavar="ID", help="A paper of the ledger, or one of the book's own claims.")],
     profile: Annotated[str | None, typer.Option(help="quick, full or paper.")] = None,
@@ -107,7 +120,8 @@ def unknown(paper: str) -> MedcookError:
     """The error for an id that nobody knows, with the nearest known ones."""
     from medcook.recipes import recipe_modules
 
-    near = difflib.get_close_matches(paper, [row.id for row in load_ledger()] + list(recipe_modules()))
+    known = dict.fromkeys([row.id for row in load_ledger()] + list(recipe_modules()))
+    near = difflib.get_close_matches(paper, known)
     hint = f"Did you mean {' or '.join(near)}?" if near else "`medcook papers` lists all."
     return MedcookError(f"There is no paper {paper!r}.", hint)
 

@@ -1,0 +1,118 @@
+"""`medcook papers new`: what it writes passes the linter and imports, fails until written, and counts for nothing."""
+
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from medcook import cli, paths, stubs
+from medcook.errors import MedcookError
+from medcook.methods import Moment
+from medcook.papers import Facts, find_row, load_ledger, status
+
+
+@pytest.fixture
+def sat(tmp_path):
+    """(recipe's path, test's path) of stubs in an empty tree."""
+    return stubs.write_stubs(find_row("sat"), tmp_path)
+
+
+def loaded(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        del sys.modules[path.stem]
+    return module
+
+
+def test_they_lie_where_recipe_and_test_belong(sat, tmp_path):
+    names = [str(path.relative_to(tmp_path)) for path in sat]
+    assert names == ["medcook/recipes/language/sat.py", "tests/recipes/language/test_sat.py"]
+    assert (tmp_path / "medcook/recipes/language/__init__.py").exists()
+
+
+def test_the_stubs_of_every_paper_pass_the_linter(tmp_path):
+    for row in load_ledger():
+        for name, text in stubs.stubs(row).items():
+            path = tmp_path / row.id / name
+            path.parent.mkdir(parents=True)
+            path.write_text(text, encoding="utf-8")
+    for command in ("check", "format --check"):
+        settings = ["--config", str(paths.ROOT / "pyproject.toml"), "--no-cache"]
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *command.split(), *settings, tmp_path], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout
+
+
+def test_the_recipe_imports_and_says_what_is_missing(sat):
+    module = loaded(sat[0])
+    recipe = module.recipe
+    assert recipe.paper == "sat" and recipe.arms.keys() >= {*recipe.compare, *recipe.ablation}
+    nets = torch.nn.ModuleDict()
+    with pytest.raises(MedcookError, match="sat is not written yet. Write its training step"):
+        recipe.arms["method"].method.training_step(nets, None, None, Moment(0, 1))
+
+
+@pytest.mark.parametrize("paper", ["sat", "totalsegmentator", "wau"])
+def test_a_stub_counts_for_nothing(tmp_path, paper):
+    row = find_row(paper)
+    recipe = loaded(stubs.write_stubs(row, tmp_path)[0]).recipe
+    assert status(row, Facts(recipe)) == status(row, Facts()) == "missing"
+
+
+def test_the_test_fails_until_it_is_written(sat):
+    with pytest.raises(pytest.fail.Exception, match="sat is not tested yet"):
+        loaded(sat[1]).test_what_carries_the_claim()
+
+
+def test_nothing_is_overwritten(sat, tmp_path):
+    sat[0].unlink()
+    sat[1].write_text("mine")
+    with pytest.raises(MedcookError, match="sat has been begun"):
+        stubs.write_stubs(find_row("sat"), tmp_path)
+    assert sat[1].read_text() == "mine" and not sat[0].exists()
+
+
+def test_a_paper_with_a_recipe_is_not_begun_again(tmp_path):
+    with pytest.raises(MedcookError, match="bcp has been begun"):
+        stubs.write_stubs(find_row("bcp"), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_data_set_needs_another_beginning(tmp_path):
+    row = next(row for row in load_ledger() if row.kind == "dataset")
+    with pytest.raises(MedcookError, match="needs a manifest"):
+        stubs.write_stubs(row, tmp_path)
+
+
+@pytest.mark.parametrize(("paper", "name"), [("bi-level-x", "BiLevelX"), ("3d-sam", "N3dSam"), ("a.b", "AB")])
+def test_class_names_are_names(paper, name):
+    assert stubs.class_name(paper) == name and name.isidentifier()
+
+
+def run(*arguments: str):
+    return CliRunner().invoke(cli.app, list(arguments), env={"NO_COLOR": "1", "TERM": "dumb"})
+
+
+def test_the_command_writes_and_says_what_comes_next(monkeypatch, tmp_path):
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    monkeypatch.setattr(stubs.write_stubs, "__defaults__", (tmp_path,))
+    result = run("papers", "new", "sat")
+    assert result.exit_code == 0
+    assert "written: medcook/recipes/language/sat.py" in result.output
+    assert "medcook reproduce sat --profile full" in result.output and "evidence with an ablation" in result.output
+    again = run("papers", "new", "sat")
+    assert again.exit_code == 1 and "sat has been begun" in again.stderr
+
+
+def test_an_unknown_paper_gets_one_sentence_with_the_nearest_ones():
+    result = run("papers", "new", "bpc")
+    assert result.exit_code == 1
+    assert result.stderr == "medcook: There is no paper 'bpc'. Did you mean bcp?\n"
