@@ -1,0 +1,102 @@
+"""`python -m tests.mutations [WORD ...]`: does some test notice each deliberate error of the catalogue?
+
+Every error is made in a copy of the package, never in the checkout, and the tests named for it run on that copy. What
+they do not notice is a survivor; any makes the exit status 1. Words choose the mutations whose file holds one of them.
+"""
+
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.mutations.catalogue import MUTATIONS, Mutation
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SECONDS = 1800
+"""A run of the tests that takes longer hangs, which is noticed too."""
+
+PRELOADED = ["numpy", "pandas", "scipy.ndimage", "scipy.stats", "torch", "torch.nn.functional", "pytest"]
+COPIED = ("medcook", "tests")
+ELSEWHERE = 99
+
+
+def copy(folder: Path) -> None:
+    """The package and its tests as a copy; everything else of the checkout as links."""
+    for path in ROOT.iterdir():
+        if path.name in COPIED:
+            shutil.copytree(path, folder / path.name, ignore=shutil.ignore_patterns("__pycache__"))
+        elif not path.name.startswith("."):
+            (folder / path.name).symlink_to(path)
+
+
+def run_tests(folder: Path, tests: list[str], log: Path) -> None:
+    """In a process of its own: the tests of a copy, on that copy. Ends the process with pytest's status."""
+    os.chdir(folder)
+    sys.path.insert(0, str(folder))
+    with open(log, "w") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+        import pytest
+
+        import medcook
+
+        if not Path(medcook.__file__).is_relative_to(folder):
+            os._exit(ELSEWHERE)
+        os._exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *(f"tests/{name}" for name in tests)]))
+
+
+def status(folder: Path, tests: list[str], log: Path) -> int | None:
+    """pytest's exit status; None where the tests had to be stopped."""
+    process = multiprocessing.get_context("forkserver").Process(target=run_tests, args=(folder, tests, log))
+    process.start()
+    process.join(SECONDS)
+    if process.is_alive():
+        process.kill()
+        return None
+    return process.exitcode
+
+
+def survives(mutation: Mutation, folder: Path) -> bool:
+    """Make the error in the copy, run its tests, take the error back."""
+    path = folder / "medcook" / mutation.file
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")
+    found = status(folder, [mutation.tests], folder / "log.txt")
+    path.write_text(text, encoding="utf-8")
+    if found not in (0, 1, None):  # 1: tests failed; else nothing was tested, which says nothing
+        sys.exit(f"{mutation.file}: pytest ended with {found}:\n{(folder / 'log.txt').read_text()[-3000:]}")
+    return found == 0
+
+
+def main(words: list[str]) -> int:
+    """Print one line a mutation and the survivors; returns their number."""
+    chosen = [one for one in MUTATIONS if not words or any(word in one.file for word in words)]
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    multiprocessing.set_forkserver_preload(PRELOADED)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name).resolve()
+        copy(folder)
+        tests = sorted({mutation.tests for mutation in chosen})
+        if status(folder, tests, folder / "log.txt") != 0:
+            sys.exit(f"Without any error the tests must pass:\n{(folder / 'log.txt').read_text()[-3000:]}")
+        survivors = []
+        for number, mutation in enumerate(chosen, 1):
+            start, alive = time.monotonic(), survives(mutation, folder)
+            survivors += [mutation] if alive else []
+            word = "SURVIVED" if alive else "noticed"
+            print(
+                f"{number}/{len(chosen)} {word} {mutation.file}: {mutation.new} ({time.monotonic() - start:.0f} s)",
+                flush=True,
+            )
+    for one in survivors:
+        print(f"{one.file}: no test of {one.tests} notices {one.new!r} in place of {one.old!r}")
+    print(f"{len(chosen) - len(survivors)} of {len(chosen)} errors were noticed.")
+    return len(survivors)
+
+
+if __name__ == "__main__":
+    sys.exit(min(1, main(sys.argv[1:])))

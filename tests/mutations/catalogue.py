@@ -1,0 +1,152 @@
+"""Deliberate errors: what is changed in which file, and the tests that must notice."""
+
+from typing import NamedTuple
+
+
+class Mutation(NamedTuple):
+    """`old` stands exactly once in medcook/<file>; with `new` in its place some test of tests/<tests> must fail."""
+
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+METRICS = [
+    (
+        "return 2 * overlap / (n_pred + n_truth) if n_pred + n_truth else 1.0",
+        "return 2 * overlap / (n_pred + n_truth or 1)",
+    ),
+    ("union = n_pred + n_truth - overlap", "union = n_pred + n_truth"),
+    ("far = average = diagonal(pred.shape, spacing) if n_pred", "far = average = diagonal(pred.shape) if n_pred"),
+    ("float(max(np.percentile(forth, percentile)", "float(min(np.percentile(forth, percentile)"),
+    ("missed=n_truth > 0 and n_pred == 0", "missed=n_pred == 0"),
+    ("distance_transform_edt(~truth_edge, sampling=steps)", "distance_transform_edt(~truth_edge)"),
+    ("return mask & ~binary_erosion(mask)", "return mask & ~binary_erosion(mask, border_value=1)"),
+]
+LOSSES = [
+    ("return total / (labels != IGNORE).sum().clamp_min(1)", "return total / labels.numel()"),
+    ("soft = logits.softmax(1)[:, 1:] * known[:, None]", "soft = logits.softmax(1)[:, 1:]"),
+]
+EVALUATION = [
+    ('annotated = case.attributes.get("annotated", structures)', "annotated = structures"),
+    ("count = len(log) - before", "count = len(log)"),
+    ("dataset, dataset.split.test, score)", "dataset, dataset.split.val, score)"),
+]
+VERDICTS = [
+    ("if low > bar and all(value > replicate_bar for value in per_replicate):", "if low > bar:"),
+    ('if profile == "quick" or len(per_replicate) < MIN_REPLICATES:', 'if profile == "quick":'),
+    ('if profile == "paper" and data == "real":', 'if profile == "paper":'),
+    ("return -high, -low,", "return -low, -high,"),
+    ('return quality if cost_ratio < 1 else "not supported"', "return quality"),
+]
+STATISTICS = [
+    ("np.maximum.accumulate(given[order] * factors)", "given[order] * factors"),
+    ('on=keys, how="outer"', 'on=keys, how="inner"'),
+    ("2 * float(beyond + 1) / (len(samples) + 1)", "2 * float(beyond) / len(samples)"),
+    (
+        '(np.isfinite(table).sum(axis=0) == 1).all() else "crossed"',
+        '(np.isfinite(table).sum(axis=0) == 1).any() else "crossed"',
+    ),
+    ("means.unstack", "means.rank().unstack"),
+]
+SPLITS = [
+    ("if sum(map(len, groups)) != len(set().union(*groups)):", "if False:"),
+    ("patients = sorted(self.train + self.val)", "patients = sorted(self.train + self.val + self.test)"),
+    ("if not _open_for:", "if False:"),
+    ("_open_for.pop()", "pass"),
+    ('random.Random(f"draw {draw}").shuffle(order)', "random.shuffle(order)"),
+]
+AUGMENTATION = [
+    ('grid, mode="nearest", align_corners=False)[:, 0]', 'grid, mode="bilinear", align_corners=False)[:, 0]'),
+    ("= -torch.sin(angles), torch.sin(angles)", "= torch.sin(angles), torch.sin(angles)"),
+    (" + draw(self.brightness)", ""),
+    ("mirror = torch.randint(0, 2, (batch, 1), generator=rng) * 2.0 - 1", "mirror = -1.0"),
+]
+SUMMARIES = [
+    ("data = weakest_kind(run.data for run in everything)", "data = first.data"),
+    ('"missed": int(frame.missed.sum())', '"missed": 0'),
+    ("cost_a / cost_b if cost_a", "cost_b / cost_a if cost_a"),
+    ("gains(recipe.metric, *bounds", 'gains("dice", *bounds'),
+    ("test_reads=sum(", "test_reads=len(everything) or sum("),
+]
+CORE = {
+    ("metrics.py", "test_metrics.py"): METRICS,
+    ("losses.py", "test_losses.py"): LOSSES,
+    ("evaluation.py", "test_evaluation.py"): EVALUATION,
+    ("verdicts.py", "test_verdicts.py"): VERDICTS,
+    ("statistics.py", "test_statistics.py"): STATISTICS,
+    ("data/splits.py", "data/test_splits.py"): SPLITS,
+    ("data/transforms.py", "data/test_transforms.py"): AUGMENTATION,
+    ("summaries.py", "test_evidence.py"): SUMMARIES,
+    ("methods/method.py", "test_methods.py"): [
+        ("list(model.parameters()), 1 - decay)", "list(model.parameters()), decay)"),
+    ],
+    ("methods/semi_supervised.py", "methods/test_semi_supervised.py"): [
+        ("layer.momentum = 0.0", "pass"),
+        ("if time < 0:", "if time < -1:"),
+    ],
+    ("measures/calibration.py", "measures/test_calibration.py"): [
+        ("np.abs(accuracy - confidence)", "(accuracy - confidence)")
+    ],
+    ("measures/selective.py", "measures/test_selective.py"): [("- math.ceil(share", "- math.floor(share")],
+    ("measures/disagreement.py", "measures/test_disagreement.py"): [("found[(votes == top).sum(0) > 1] = 0", "pass")],
+    ("measures/fairness.py", "measures/test_fairness.py"): [("p = (1 + np.sum(random", "p = (np.sum(random")],
+    ("measures/equity.py", "measures/test_fairness.py"): [("groups.std(ddof=1)", "groups.std()")],
+    ("measures/conformal.py", "measures/test_conformal.py"): [
+        ("(losses.sum(0) + bound) / (count + 1) <= alpha", "losses.mean(0) <= alpha"),
+    ],
+}
+RECIPES = {
+    "data_loading/leakage": [
+        ("return order[side::2]", "return order[::2]"),
+        ("_halved(self.dataset, 1), self.preparation", "_halved(self.dataset, 0), self.preparation"),
+    ],
+    "sam_adaptation/salt": [
+        ("return values * (1 + scale) + shift", "return values * (1 + scale)"),
+        ("(self.left[:, self.top :] @ self.down)", "(self.left[:, : self.down.shape[0]] @ self.down)"),
+    ],
+    "sam_adaptation/medsamix": [
+        (
+            "torch.where(labelled.labels == self.specialty, labelled.labels,",
+            "torch.where(labelled.labels > 0, labelled.labels,",
+        ),
+    ],
+    "semi_supervised/bcp": [
+        ("IGNORE), pseudo.masked_fill(box, IGNORE)", "IGNORE), pseudo"),
+        ("outward = copy_paste(unlabelled.images, labelled.images, box)", "outward = unlabelled.images"),
+        ('largest_parts(nets["average"](images)', '(nets["average"](images)'),
+    ],
+    "semi_supervised/sasnet": [
+        ("torch.where(self.seen[slot], (before + now) / 2, now)", "now"),
+        ("distance[inwards == 1] = 0", "pass"),
+    ],
+    "few_shot/repri": [
+        ("loss = loss + (1 / shots + extra) * kl(", "loss = loss + (1 / shots) * kl("),
+        ("return (found * (found / wanted).log()).sum(0)", "return (wanted * (wanted / found).log()).sum(0)"),
+    ],
+    "uncertainty/pulaski": [
+        ("return apart - within / 2 - among / 2", "return apart - among / 2"),
+        ("annotations if self.alone else annotations[:1]", "annotations"),
+    ],
+    "uncertainty/maxquery": [
+        ("share = assigned[labels == value].mean(0)", "share = assigned[labels != value].mean(0)"),
+        ("return -response.amax(1)", "return -response.mean(1)"),
+    ],
+    "fairness/fairseg": [
+        ("return weights * self.seen.sum() / (weights * self.seen).sum()", "return weights"),
+        ("bound[known].min() / bound) ** gamma", "bound[known].max() / bound) ** gamma"),
+        ("said = said * factors", "said = said / factors"),
+    ],
+}
+
+
+def _catalogue() -> list[Mutation]:
+    found = [Mutation(file, *change, tests) for (file, tests), changes in CORE.items() for change in changes]
+    for recipe, changes in RECIPES.items():
+        chapter, name = recipe.split("/")
+        found += [Mutation(f"recipes/{recipe}.py", *one, f"recipes/{chapter}/test_{name}.py") for one in changes]
+    return found
+
+
+MUTATIONS = _catalogue()
