@@ -59,7 +59,7 @@ class VLPSam(SamFewShot):
     tokens      of the prompt; `keys` channels; `stride` cells of features are pooled to one
     """
 
-    count: int = 3
+    count: int = 2
     views: int = 1
     names: tuple[str, ...] = ()
     name: str = ""
@@ -183,7 +183,7 @@ recipe = Recipe(
         ),
         "full": Scale(
             FewShotTask("acdc", novel=(1, 3), source="acdc", supports=1, evaluation="test"),
-            Budget(steps=150, batch=8, checks=1),
+            Budget(steps=120, batch=6, checks=1),
             arms=tuple(methods("acdc")),
         ),
     },
