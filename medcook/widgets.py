@@ -12,6 +12,7 @@ from medcook.data import Case
 from medcook.data.intensity import window as ct_window
 from medcook.data.manifests import Manifest
 from medcook.fair_figures import threshold_view
+from medcook.few_shot.supports import support_view
 from medcook.film import Film, draw_frame, error_handles
 from medcook.handover import handover_view
 from medcook.plots import as_slices, show_slice
@@ -93,6 +94,24 @@ def threshold_explorer(frame: pd.DataFrame, dataset: str, attributes: Sequence[s
         return threshold_view(frame[frame["arm"] == arm], by, level, dataset)
 
     return live(draw, which, attribute, threshold)
+
+
+def support_picker(fitted, cases: Sequence[Case], supports: int = 6) -> widgets.VBox:
+    """Choose whose annotation is the support, and see the answer for a case change (see `support_view`)."""
+    structures = [(name, value) for value, name in fitted.task.novel_structures.items()]
+    which = widgets.Dropdown(options=structures, description="structure")
+    number = widgets.Dropdown(description="support")
+    case = widgets.Dropdown(options=[(case.case_id, k) for k, case in enumerate(cases)], description="case")
+
+    def name_patients(_=None) -> None:
+        kept = number.value
+        patients = [" ".join(c.patient_id for c in fitted.task.support_cases(k, which.value)) for k in range(supports)]
+        number.options = list(zip(patients, range(supports), strict=True))
+        number.value = kept or 0
+
+    name_patients()
+    which.observe(name_patients, names="value")
+    return live(lambda value, k, chosen: support_view(fitted, cases[chosen], value, k), which, number, case)
 
 
 def live(draw: Callable[..., Figure], *controls: widgets.ValueWidget) -> widgets.VBox:
