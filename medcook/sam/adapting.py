@@ -28,9 +28,9 @@ from medcook.sam.zero_shot import SLICES, SMALLEST, Target, dice, from_clicks
 PARTS = {
     "encoder": ("sam.vision_encoder",),
     "prompts": ("sam.prompt_encoder", "drawn"),
-    "decoder": ("sam.mask_decoder", "skips", "mixers", "refiner"),
+    "decoder": ("sam.mask_decoder", "skips", "mixers", "refiner", "trust", "prior"),
 }
-"""The small SAM's parts, and the modules that they are made of."""
+"""The small SAM's parts, and the modules and weights that they are made of."""
 
 APART = 0.5
 """Standard deviation of the noise on new class tokens."""
@@ -45,10 +45,9 @@ def tune(model: SmallSam, parts: tuple[str, ...]) -> SmallSam:
     """Let the named parts of `PARTS` learn, and nothing else."""
     if unknown := set(parts) - set(PARTS):
         raise MedcookError(f"The small SAM has no part {unknown.pop()!r}.", f"It has: {', '.join(PARTS)}.")
-    model.requires_grad_(False)
-    for part in parts:
-        for name in PARTS[part]:
-            model.get_submodule(name).requires_grad_(True)
+    learning = tuple(name for part in parts for name in PARTS[part])
+    for name, weight in model.named_parameters():
+        weight.requires_grad_(name.startswith(learning))
     model.sam.shared_image_embedding.requires_grad_(False)  # position codes, which the prompt encoder shares
     return model
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import SamConfig, SamMaskDecoderConfig, SamModel, SamPromptEncoderConfig, SamVisionConfig
 
-from medcook.sam.likeness import Mixer, likeness
+from medcook.sam.likeness import Mixer, certainty, depths, likeness
 
 PATCH = 16
 SIZE, DENSE, FINE = 10 * PATCH, 40, 80
@@ -127,9 +127,11 @@ class SmallSam(nn.Module):
         hidden = config.mask_decoder_config.hidden_size
         self.skips = nn.ModuleList([nn.Conv2d(STEM[1], hidden // 4, 1), nn.Conv2d(STEM[0], hidden // 8, 1)])
         self.drawn = nn.Conv2d(3, hidden // 8, 3, padding=1)
-        given = 3 + 2 * self.sam.vision_encoder.patch_embed.steps[0][0].out_channels
+        given = 5 + 3 * self.sam.vision_encoder.patch_embed.steps[0][0].out_channels
         self.mixers = nn.ModuleList([Mixer(given + hidden // share, hidden // share) for share in (4, 8)])
         self.refiner = Refiner()
+        masks = config.mask_decoder_config.num_multimask_outputs + 1
+        self.trust, self.prior = nn.Parameter(torch.ones(masks)), nn.Parameter(torch.full((masks, 2), 0.5))
         codes = self.sam.shared_image_embedding.positional_embedding
         codes.data.div_(config.vision_config.scale)  # transformers draws them `scale` times as wide as SAM does
         nn.init.trunc_normal_(self.sam.vision_encoder.pos_embed, std=0.02)
@@ -143,10 +145,17 @@ class SmallSam(nn.Module):
         return Embedding(coarse, self.skips[0](eighth), self.skips[1](quarter), fine)
 
     def decode(self, embedding: Embedding, prompts: Prompts) -> tuple[Tensor, Tensor]:
-        """Logits (B, 4, DENSE, DENSE) and predicted IoU (B, 4) of all masks: the single one, then three sizes of it."""
+        """Logits (B, 4, DENSE, DENSE) and predicted IoU (B, 4) of all masks: the single one, then three sizes of it.
+
+        A place deep in the box, or in its ellipse, is more likely object, by weights that are learned.
+        """
         decoder = self.sam.mask_decoder
         embedding, sparse = self.prompted(embedding, prompts)
-        return masks_of(self.sam, embedding, sparse, decoder.mask_tokens.weight, decoder.output_hypernetworks_mlps)
+        tokens, heads = decoder.mask_tokens.weight, decoder.output_hypernetworks_mlps
+        logits, overlap = masks_of(self.sam, embedding, sparse, tokens, heads)
+        depth = depths(prompts.boxes / SIZE, DENSE).clamp(-0.5, 0.5)
+        logits = logits + 4 * torch.einsum("kd,bdhw->bkhw", self.prior, depth)
+        return logits, overlap + self.trust * certainty(logits.detach().float())
 
     def prompted(self, embedding: Embedding, prompts: Prompts) -> tuple[Embedding, Tensor]:
         """The embedding with the dense prompts added, and the tokens (B, 1, tokens, hidden) of points and boxes."""
@@ -158,7 +167,8 @@ class SmallSam(nn.Module):
         )
         sparse = torch.cat([sparse, self.box_tokens(prompts.boxes)], dim=2)
         looks = F.avg_pool2d(embedding.fine.float(), FINE // DENSE)
-        seen = torch.cat([prompts.dense, likeness(looks, prompts.dense)], dim=1)
+        depth = depths(prompts.boxes / SIZE, DENSE)
+        seen = torch.cat([prompts.dense, depth, likeness(looks, prompts.dense, depth)], dim=1)
         coarser, finer = self.mixers
         eighth = embedding.eighth + coarser(embedding.eighth, F.avg_pool2d(seen, 2))
         quarter = embedding.quarter + self.drawn(prompts.dense) + finer(embedding.quarter, seen)

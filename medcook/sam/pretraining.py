@@ -35,14 +35,11 @@ class Plan:
     images, objects   scenes a step, and targets in each
     rounds            answers to a prompt: the first, and those after a correcting click
     bank              scenes that are built and kept; their appearance is drawn anew at every use
-    grown             step at which the mixers, which change nothing until then, begin to learn, and a second, lower
-                      cycle of the learning rate begins
-    rate, warmup, cooldown   of a cycle: up over its first steps, constant, down to zero over its last share
+    rate, warmup, cooldown   learning rate: up over the first steps, constant, down to zero over the last share
     average           decay per step of the moving average of the weights, which is what is kept
     """
 
-    steps: int = 8600
-    grown: int = 7000
+    steps: int = 2600
     images: int = 8
     objects: int = 4
     rounds: int = 2
@@ -56,11 +53,8 @@ class Plan:
 
     def rate_at(self, step: int) -> float:
         """Learning rate of a step."""
-        first = step < self.grown
-        begin, end = (0, min(self.grown, self.steps)) if first else (self.grown, self.steps)
-        rate = self.rate if first else self.rate / 2
-        left = (end - step) / (self.cooldown * (end - begin))
-        return rate * min(1.0, (step - begin + 1) / self.warmup, left)
+        left = (self.steps - step) / (self.cooldown * self.steps)
+        return self.rate * min(1.0, (step + 1) / self.warmup, left)
 
 
 @lru_cache(maxsize=8000)
@@ -183,6 +177,18 @@ def mask_loss(logits: Tensor, truth: Tensor) -> Tensor:
     return 4 * focal + dice
 
 
+def extent_loss(logits: Tensor, truth: Tensor) -> Tensor:
+    """(M,) soft Dice of what masks (M, H, W) cover of each axis: an answer should reach where the object ends.
+
+    As in BoxInst (Tian et al., CVPR 2021), which learns from boxes alone.
+    """
+    soft, total = logits.sigmoid(), 0.0
+    for axis in (-1, -2):
+        mine, theirs = soft.amax(axis), truth.amax(axis)
+        total = total + 1 - (2 * (mine * theirs).sum(-1) + 1) / ((mine**2).sum(-1) + (theirs**2).sum(-1) + 1)
+    return total
+
+
 def step_loss(model: SmallSam, plan: Plan, step: int, device: str = "cpu") -> tuple[Tensor, float]:
     """The loss of a step and the mean IoU of its last answers."""
     rng = torch.Generator().manual_seed(plan.seed * 1_000_003 + step)
@@ -205,7 +211,7 @@ def answering_loss(
     """The loss of answering prompts for masks (M, SIZE, SIZE) bool, a row of the embedding each; mean IoU at the end.
 
     single  (M,) bool: which prompts are a click that may mean several things, so that the best of three masks learns
-    rounds  answers to a prompt: the first, and those after a correcting click
+    rounds  answers to a prompt: the first, and those after a correcting click, each for half of those before it
     """
     device = embedding.coarse.device
     low, fine = (F.adaptive_avg_pool2d(masks[:, None].float(), side)[:, 0].to(device) for side in (DENSE, FINE))
@@ -217,13 +223,16 @@ def answering_loss(
         best = torch.where(single.to(device) & (round_ == 1), losses[:, 1:].argmin(1) + 1, 0)
         rows = torch.arange(len(best), device=device)
         overlap = iou(logits.detach(), low[:, None])
-        total = total + losses[rows, best].mean() + F.mse_loss(predicted, overlap)
         answer = logits[rows, best]
-        if round_ < rounds:
-            prompts = corrected(prompts, answer.detach().cpu(), low.cpu(), round_, rng)
-    some = torch.randperm(len(rows), generator=rng)[: (len(rows) + 1) // 2].to(device)  # the refiner is dear
-    sharp = model.refine(answer[some][:, None], embedding.at(some))[:, 0].float()
-    total = total + mask_loss(sharp, fine[some]).mean()
+        total = total + losses[rows, best].mean() + extent_loss(answer, low).mean() + F.mse_loss(predicted, overlap)
+        if round_ < rounds:  # half of them: a correction costs as much as a first answer, and is learned faster
+            half = torch.randperm(len(rows), generator=rng)[: (len(rows) + 1) // 2]
+            prompts, answer = Prompts(*(part[half] for part in prompts)), answer.detach().cpu()[half]
+            half = half.to(device)
+            embedding, low, fine, single = embedding.at(half), low[half], fine[half], single.to(device)[half]
+            prompts = corrected(prompts, answer, low.cpu(), round_, rng)
+    sharp = model.refine(answer[:, None], embedding)[:, 0].float()
+    total = total + mask_loss(sharp, fine).mean()
     return total, float(overlap[rows, best].mean())
 
 
@@ -262,7 +271,6 @@ def pretrain(
     for step in bar:
         for group in optimiser.param_groups:
             group["lr"] = plan.rate_at(step)
-        model.mixers.requires_grad_(step >= plan.grown)
         with torch.autocast(device, torch.bfloat16, enabled=low_precision):
             loss, score = step_loss(model, plan, step, device)
         loss.backward()

@@ -8,6 +8,7 @@ import torch
 from transformers import SamModel
 
 from medcook.networks import parameters
+from medcook.sam.likeness import certainty
 from medcook.sam.model import DENSE, FINE, MOST_POINTS, PADDING, SIZE, Prompts, Refiner, SmallSam, masks_of
 from medcook.sam.pretraining import (
     Plan,
@@ -15,6 +16,7 @@ from medcook.sam.pretraining import (
     draw,
     draw_box,
     draw_points,
+    extent_loss,
     first_prompts,
     iou,
     loose_boxes,
@@ -70,6 +72,29 @@ def test_every_part_of_a_prompt_is_heard(model):
     for prompts in (click(40, 50), click(40, 50, label=0), click(90, 50), boxed, drawn):
         assert not torch.allclose(answer(prompts), base, atol=1e-4)
     assert not torch.allclose(answer(click(40, 50)), answer(click(40, 50, label=0)), atol=1e-4)
+
+
+@torch.no_grad()
+def test_the_predicted_overlap_follows_how_certain_the_mask_is(model):
+    embedding = model.embed(torch.randn(1, 1, SIZE, SIZE))
+    logits, predicted = model.decode(embedding, click(40, 50))
+    model.trust.add_(1)
+    assert torch.allclose(model.decode(embedding, click(40, 50))[1] - predicted, certainty(logits), atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_prior_favours_what_lies_deep_in_the_box(model):
+    embedding, boxed = model.embed(torch.randn(1, 1, SIZE, SIZE)), nothing(1)
+    boxed = boxed._replace(boxes=torch.tensor([[40.0, 40.0, 120.0, 120.0]]))
+    before = model.decode(embedding, boxed)[0]
+    model.prior.add_(1)
+    gained = model.decode(embedding, boxed)[0] - before
+    middle, corner, outside = (gained[0, :, at, at] for at in (20, 11, 2))
+    assert middle.tolist() == pytest.approx([4] * 4, abs=1e-4) and (corner < middle).all()
+    assert outside.tolist() == pytest.approx([-4] * 4, abs=1e-4)
+    without = model.decode(embedding, nothing(1))[0]
+    model.prior.zero_()
+    assert torch.equal(model.decode(embedding, nothing(1))[0], without), "no box, no prior"
 
 
 @torch.no_grad()
@@ -180,6 +205,17 @@ def test_losses_and_overlap_of_a_perfect_and_a_wrong_answer():
     assert iou(perfect, truth).item() == 1 and iou(wrong, truth).item() == 0
 
 
+def test_extent_counts_how_far_a_mask_reaches_and_not_what_fills_it():
+    truth = torch.zeros(1, 20, 20)
+    truth[:, 5:15, 5:15] = 1
+    ring, short = truth.clone(), truth.clone()
+    ring[:, 8:12, 8:12] = 0
+    short[:, :8] = 0
+    perfect, hollow, cut = (extent_loss(mask * 40 - 20, truth).item() for mask in (truth, ring, short))
+    assert perfect < 1e-3 and hollow < 1e-3
+    assert cut == pytest.approx(1 - (2 * 7 + 1) / (7 + 10 + 1), abs=1e-3), "one axis falls short, the other does not"
+
+
 def test_a_step_is_a_function_of_its_number():
     one, two = draw(PLAN, 3), draw(PLAN, 3)
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
@@ -191,19 +227,6 @@ def test_the_rate_warms_up_and_cools_down():
     plan = Plan(steps=1000, warmup=100, cooldown=0.2, rate=1.0)
     rates = [plan.rate_at(step) for step in (0, 49, 99, 500, 800, 900, 999)]
     assert rates == pytest.approx([0.01, 0.5, 1, 1, 1, 0.5, 0.005])
-
-
-def test_a_second_cycle_begins_where_the_mixers_join():
-    plan = Plan(steps=1000, grown=600, warmup=100, cooldown=0.5, rate=1.0)
-    rates = [plan.rate_at(step) for step in (299, 450, 599, 600, 699, 800, 999)]
-    assert rates == pytest.approx([1, 0.5, 1 / 300, 0.005, 0.5, 0.5, 0.0025])
-
-
-def test_mixers_learn_from_the_step_on_at_which_they_join(tmp_path):
-    first = pretrain(dataclasses.replace(PLAN, steps=2, grown=2), tmp_path / "first", low_precision=False)
-    joined = pretrain(dataclasses.replace(PLAN, steps=2, grown=1), tmp_path / "joined", low_precision=False)
-    assert all(mixer.leave.weight.abs().max() == 0 for mixer in first.mixers)
-    assert all(mixer.leave.weight.abs().max() > 0 for mixer in joined.mixers)
 
 
 def test_an_interrupted_pretraining_ends_like_an_uninterrupted_one(tmp_path):

@@ -6,7 +6,18 @@ import torch
 
 from medcook.errors import MedcookError
 from medcook.sam.model import DENSE, MOST_POINTS, PADDING, SIZE, SmallSam
-from medcook.sam.predictor import ROOM, Predictor, box_window, encode, fit_in, moved, restore, thinned
+from medcook.sam.predictor import (
+    ROOM,
+    Predictor,
+    box_overlap,
+    box_window,
+    encode,
+    fit_in,
+    moved,
+    reaching,
+    restore,
+    thinned,
+)
 from medcook.sam.prompts import Prompt
 
 SHAPE = (90, 120)
@@ -105,3 +116,20 @@ def test_a_long_scribble_keeps_its_ends():
     points = list(range(30))
     kept = thinned(points)
     assert len(kept) == MOST_POINTS and kept[0] == 0 and kept[-1] == 29 and thinned(points[:5]) == points[:5]
+
+
+def test_overlap_of_boxes_is_that_of_the_masks_extents():
+    masks = torch.zeros(3, 20, 20, dtype=torch.bool)
+    masks[0, 5:15, 4:12] = True
+    masks[1, [5, 14], [4, 11]] = True  # two corners reach as far
+    box = torch.tensor([4.0, 5.0, 12.0, 15.0])
+    assert box_overlap(masks, box).tolist() == [1, 1, 0]
+    assert box_overlap(masks[:1], torch.tensor([4.0, 5.0, 8.0, 15.0])).item() == pytest.approx(0.5)
+
+
+def test_an_answer_that_stops_short_of_its_box_is_let_out():
+    rows, columns = torch.meshgrid(torch.arange(40.0), torch.arange(40.0), indexing="ij")
+    logits = 3 - torch.hypot(rows - 19.5, columns - 19.5)[None, None] / 3  # above 0 up to 9 cells, above -2 up to 15
+    let_out = reaching(logits, [5.0, 5.0, 35.0, 35.0])
+    assert (logits - let_out).mean() == pytest.approx(-2.0)
+    assert torch.equal(reaching(logits, [11.0, 11.0, 29.0, 29.0]), logits), "what fits stays"
