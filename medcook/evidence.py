@@ -47,6 +47,19 @@ def reproduce(
     return summarise(recipe, profile, count)
 
 
+def run_one(
+    recipe, profile: str, arm: str, number: int, minutes: float | None = None, devices: int = 1, progress: bool = True
+) -> None:
+    """One arm's replicate, recorded; nothing where its record is current. MedcookError where the profile lacks it."""
+    scale_of(recipe, profile)
+    if arm not in recipe.arms_at(profile):
+        raise MedcookError(
+            f"{recipe.paper} has no arm {arm!r} at {profile}.", f"It has: {', '.join(recipe.arms_at(profile))}."
+        )
+    deadline = None if minutes is None else time.monotonic() + 60 * minutes
+    _run(recipe, profile, arm, number, progress, deadline, devices)
+
+
 def runs_of(recipe, profile: str, count: int) -> list[tuple[str, int]]:
     """(arm, replicate) of every run for `count` replicates: one replicate of all arms after the other."""
     return [(arm, number) for number in range(count) for arm in recipe.arms_at(profile)]

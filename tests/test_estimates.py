@@ -34,7 +34,7 @@ def without_gpu(monkeypatch, tmp_path):
     monkeypatch.setattr("medcook.recipes.find_recipe", lambda paper: RECIPE)
     started = []
     monkeypatch.setattr(evidence, "reproduce", lambda *what, **how: started.append(what[1:]))
-    monkeypatch.setattr("medcook.cli.papers.print_summary", lambda *_: None)
+    monkeypatch.setattr("medcook.cli.reproduce.print_summary", lambda *_: None)
     return started
 
 

@@ -19,7 +19,7 @@ COMMANDS = {
     "data": "medcook.cli.data:app",
     "cook": "medcook.cli.cook:cook",
     "work": "medcook.cli.cook:work",
-    "reproduce": "medcook.cli.papers:reproduce",
+    "reproduce": "medcook.cli.reproduce:reproduce",
     "figures": "medcook.cli.cook:figures",
     "papers": "medcook.cli.papers:app",
     "publish": "medcook.cli.cook:publish",

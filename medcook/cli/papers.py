@@ -1,4 +1,4 @@
-"""`medcook papers` and `medcook reproduce`: the ledger, and the command that makes its numbers."""
+"""`medcook papers`: the ledger."""
 
 import difflib
 import json
@@ -13,7 +13,6 @@ from rich.table import Table
 from medcook import evidence, paths
 from medcook.errors import MedcookError
 from medcook.papers import Facts, find_row, gather, load_ledger, overview, own_claims, requirements, stale_state, status
-from medcook.profiles import resolve_profile
 from medcook.records import Comparison, Summary
 
 WIDTH = 140
@@ -34,7 +33,7 @@ def papers(ctx: typer.Context, as_json: AsJson = False, no_check: NoCheck = Fals
     if as_json:
         typer.echo(json.dumps(entries, indent=1, allow_nan=False))
         return
-    console = _console()
+    console = wide_console()
     console.print(ledger_table(entries))
     console.print(totals(entries))
     if claims := own_claims(check=not no_check):
@@ -46,7 +45,7 @@ def show(paper: Annotated[str, typer.Argument(metavar="ID")], no_check: NoCheck 
     """Everything about one paper or one of the book's own claims."""
     from medcook.recipes import find_recipe
 
-    console, row = _console(), find_row(paper)
+    console, row = wide_console(), find_row(paper)
     if row:
         facts = gather(row, check=not no_check)
         console.print(f"[bold]{escape(row.title)}[/]\n{row.id} | {row.kind} | chapter {row.chapter}", highlight=False)
@@ -79,41 +78,6 @@ def new(paper: Annotated[str, typer.Argument(metavar="ID", help="A paper of the 
     for path in write_stubs(row):
         typer.echo(f"written: {path.relative_to(paths.ROOT)}")
     typer.echo(next_steps(row))
-
-
-def reproduce(
-    paper: Annotated[str, typer.Argument(metavar="ID", help="A paper of the ledger, or one of the book's own claims.")],
-    profile: Annotated[str | None, typer.Option(help="quick, full or paper.")] = None,
-    replicates: Annotated[int | None, typer.Option(min=1, help="Replicates; default: as the recipe says.")] = None,
-    minutes: Annotated[
-        float | None, typer.Option(min=0, help="Pause after so long, with exit status 75; the same command goes on.")
-    ] = None,
-    test: Annotated[bool, typer.Option("--test", help="Then the vote of all runs reads the test set, once.")] = False,
-    anyway: Annotated[bool, typer.Option("--anyway", help="Start `paper` also on a machine without a GPU.")] = False,
-    devices: Annotated[int, typer.Option(min=1, help="GPUs, or processes of a CPU, that share every batch.")] = 1,
-) -> None:
-    """Run a paper's arms, print table, verdict and environment. Interrupted, it goes on where it stopped."""
-    from medcook.recipes import find_recipe
-
-    recipe = find_recipe(paper)
-    if recipe is None and find_row(paper):
-        raise MedcookError(f"{paper} has no recipe yet.", f"See `medcook papers show {paper}`.")
-    if recipe is None:
-        raise unknown(paper)
-    profile = resolve_profile(profile)
-    if profile == "paper" and not anyway:
-        from medcook.estimates import refuse_without_gpu
-
-        refuse_without_gpu(recipe, profile, replicates)
-    console = _console()
-    print_summary(console, evidence.reproduce(recipe, profile, replicates, minutes=minutes, devices=devices))
-    if test:
-        from medcook.ensemble import read_test_once
-
-        reading = read_test_once(recipe, profile)
-        where = f"{reading.patients} test patients, {reading.missed} missed, read on {reading.date}"
-        interval = _interval(reading.low, reading.high)
-        console.print(f"test: {reading.metric} of the vote {reading.mean:.4f}, {interval} ({where})", highlight=False)
 
 
 def unknown(paper: str) -> MedcookError:
@@ -155,7 +119,7 @@ def arms_table(summary: Summary) -> Table:
     for name, arm in summary.arms.items():
         counts = (str(arm.missed), str(arm.rows), str(arm.patients))
         costs = [_number(arm.cost.get(key), ".0f") for key in ("seconds", "peak_mb")]
-        means = (_number(arm.mean), _interval(arm.low, arm.high), _number(arm.selected))
+        means = (_number(arm.mean), interval_text(arm.low, arm.high), _number(arm.selected))
         table.add_row(escape(name), *means, *counts, *costs)
     return table
 
@@ -165,7 +129,7 @@ def sentence(compared: Comparison, metric: str) -> str:
     signs = " ".join(f"{value:+.4f}" for value in compared.per_replicate)
     p = "" if compared.p is None else f", p {compared.p:.3g}"
     where = f"{compared.n_patients} patients, {compared.n_replicates} replicates: {signs}"
-    interval = _interval(compared.low, compared.high, "+.4f")
+    interval = interval_text(compared.low, compared.high, "+.4f")
     return f"{compared.a} - {compared.b}: {metric} {compared.effect:+.4f} {interval}{p} ({where})"
 
 
@@ -212,7 +176,7 @@ def _findings(entry: dict) -> tuple[str, str, str, str]:
         return "-", "-", "-", "-"
     freshness = {True: "stale", False: "fresh", None: "not checked"}[entry["stale"]]
     low, high = entry["interval"] or (None, None)
-    effect = "-" if entry["effect"] is None else f"{entry['effect']:+.4f} [{_interval(low, high)}]"
+    effect = "-" if entry["effect"] is None else f"{entry['effect']:+.4f} [{interval_text(low, high)}]"
     data = f"{entry['dataset']}, {entry['data']}"
     made = f"{entry['profile']}, {entry['seeds']} {'replicate' if entry['seeds'] == 1 else 'replicates'}, {freshness}"
     return entry["verdict"], escape(effect), escape(data), made
@@ -222,11 +186,11 @@ def _number(value: float | None, form: str = ".4f") -> str:
     return "-" if value is None else format(value, form)
 
 
-def _interval(low: float | None, high: float | None, form: str = ".4f") -> str:
+def interval_text(low: float | None, high: float | None, form: str = ".4f") -> str:
     return "no interval" if low is None else f"{low:{form}} to {high:{form}}"
 
 
-def _console() -> Console:
+def wide_console() -> Console:
     """A console at least as wide as the tables, so that nothing is cut where the output is piped."""
     console = Console()
     return console if console.is_terminal and console.width >= WIDTH else Console(width=WIDTH)

@@ -91,6 +91,7 @@ def test_the_ledger_sorts_numbers_as_numbers_and_the_empty_last(opened):
 def test_an_address_names_a_filter(opened):
     page = opened("chapters/04_semi_supervised")
     page.get_by_role("link", name="in the ledger").first.click()
+    page.wait_for_selector(".ledger-count")
     assert "bcp" in shown(page) and "sat" not in shown(page)
 
 
