@@ -194,8 +194,8 @@ ARMS = ("nearest feature", "fob", "foreground alone", "without structure")
 recipe = Recipe(
     paper="fob",
     title="Background prompts hold SAM back",
-    claim="Localised background prompts raise the precision with which a frozen SAM finds ventricles, so that it takes "
-    "less of what surrounds them, against prompts at the most and the least similar place.",
+    claim="Beside a click on a ventricle, localised background prompts raise the precision of a frozen SAM's answer: "
+    "it takes less of what surrounds the ventricle. What this costs or gains in Dice stands beside it.",
     arms=on_both(
         {
             "nearest feature": NearestFeature(),
@@ -205,8 +205,8 @@ recipe = Recipe(
         },
         PLACE,
     ),
-    compare=("fob", "nearest feature"),
-    ablation=("fob", "foreground alone"),
+    compare=("fob", "foreground alone"),
+    ablation=("fob", "without structure"),
     replicate="draw",
     scales=scales(*ARMS, budget=Budget(steps=120, batch=8, checks=1), supports=1),
     metric="precision",
