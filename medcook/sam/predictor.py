@@ -90,13 +90,18 @@ class Predictor:
 def reaching(logits: Tensor, box: list[float]) -> Tensor:
     """Logits (1, K, S, S), shifted so that what is above 0 fills a tight box (left, top, right, bottom, in cells) best.
 
-    A box says how far the object reaches. Of `THRESHOLDS`, that which gives the mask whose own box overlaps most.
+    A box says how far the object reaches. Of `THRESHOLDS`, that which gives the mask whose own box overlaps most; what
+    lies outside the box, by more than half a cell, is below 0.
     """
-    masks = logits > THRESHOLDS.view(-1, 1, 1, 1).to(logits)
+    cells = torch.arange(logits.shape[-1], device=logits.device) + 0.5
+    columns, rows = ((cells > box[k] - 0.5) & (cells < box[2 + k] + 0.5) for k in (0, 1))
+    inside = rows[:, None] & columns
+    masks = (logits > THRESHOLDS.view(-1, 1, 1, 1).to(logits)) & inside
     gain = box_overlap(masks, torch.tensor(box, device=logits.device)) - RELUCTANCE * THRESHOLDS.abs()[:, None].to(
         logits
     )
-    return logits - THRESHOLDS.to(logits)[gain.argmax(0)][None, :, None, None]
+    shifted = logits - THRESHOLDS.to(logits)[gain.argmax(0)][None, :, None, None]
+    return torch.where(inside, shifted, shifted.clamp_max(-1))
 
 
 def box_overlap(masks: Tensor, box: Tensor) -> Tensor:

@@ -127,9 +127,12 @@ def test_overlap_of_boxes_is_that_of_the_masks_extents():
     assert box_overlap(masks[:1], torch.tensor([4.0, 5.0, 8.0, 15.0])).item() == pytest.approx(0.5)
 
 
-def test_an_answer_that_stops_short_of_its_box_is_let_out():
+def test_an_answer_that_stops_short_of_its_box_is_let_out_and_kept_in_it():
     rows, columns = torch.meshgrid(torch.arange(40.0), torch.arange(40.0), indexing="ij")
     logits = 3 - torch.hypot(rows - 19.5, columns - 19.5)[None, None] / 3  # above 0 up to 9 cells, above -2 up to 15
     let_out = reaching(logits, [5.0, 5.0, 35.0, 35.0])
-    assert (logits - let_out).mean() == pytest.approx(-2.0)
-    assert torch.equal(reaching(logits, [11.0, 11.0, 29.0, 29.0]), logits), "what fits stays"
+    assert (logits - let_out)[..., 5:35, 5:35].mean() == pytest.approx(-2.0)
+    fits = reaching(logits, [11.0, 11.0, 29.0, 29.0])
+    assert torch.equal(fits[..., 11:29, 11:29], logits[..., 11:29, 11:29]), "what fits stays"
+    kept_in = reaching(logits, [5.0, 5.0, 20.0, 35.0]) > 0
+    assert kept_in[..., :20].any() and not kept_in[..., 21:].any()
