@@ -97,6 +97,11 @@ def test_evaluate_test_opens_the_door_and_counts_the_reads():
         evaluation.evaluate(perfect, FakeDataset(), ["t1"])
 
 
+def test_every_evaluation_counts_its_own_reads():
+    for _ in range(2):
+        assert evaluation.evaluate_test(perfect, FakeDataset(), "again").attrs["reads"]["count"] == 2
+
+
 def test_the_door_closes_when_a_predictor_fails():
     with pytest.raises(ZeroDivisionError):
         evaluation.evaluate_test(lambda case: 1 / 0, FakeDataset(), "broken")

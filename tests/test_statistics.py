@@ -61,6 +61,19 @@ def test_an_interval_over_patients_alone_would_miss_the_spread_between_seeds():
     assert crossed.design == "crossed" and crossed.half_width > 10 * one_seed.half_width
 
 
+def test_a_patient_that_one_replicate_alone_scored_makes_no_folds():
+    table = np.random.default_rng(0).normal(size=(3, 20))
+    table[1:, 0] = np.nan
+    assert statistics.interval(frame_of(table)).design == "crossed"
+
+
+def test_p_of_a_pooled_measure_is_never_nought():
+    frame = frame_of(np.zeros((1, 20))).assign(outcome=[0.0, 1.0] * 10)
+    a, b = (frame.assign(score=sign * frame["outcome"]) for sign in (1, -1))
+    found = statistics.difference(a, b, "auc", resamples=199)
+    assert found.effect == 1 and found.p == pytest.approx(2 / 200, rel=0.1)
+
+
 def test_folds_are_recognised_as_nested():
     estimate = statistics.interval(frame_of(folds_of(np.linspace(0, 1, 20), 5)))
     assert (estimate.design, estimate.n_patients, estimate.n_replicates) == ("nested", 20, 5)

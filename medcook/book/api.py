@@ -4,13 +4,11 @@ import ast
 import re
 from pathlib import Path
 
+from medcook.book.markup import paragraphs
 from medcook.paths import ROOT
 
 APART = ("cli", "book", "exercises", "__main__")
 """Commands have their help, exercises their chapters."""
-
-ALIGNED = re.compile(r"\S {2,}\S|^ +\S")
-"""A line that is set in columns, or indented."""
 
 
 def modules(package: Path = ROOT / "medcook") -> dict[str, str]:
@@ -48,9 +46,8 @@ def page(name: str, members: list[str]) -> str:
 def as_rest(docstring: list[str]) -> list[str]:
     """Our docstrings, plain text, as reStructuredText: a paragraph in columns stays as it is set."""
     lines: list[str] = []
-    for paragraph in re.split(r"\n\s*\n", "\n".join(docstring).strip("\n")):
-        rows = paragraph.splitlines()
-        if any(ALIGNED.search(row) for row in rows):
+    for rows, aligned in paragraphs("\n".join(docstring)):
+        if aligned:
             lines += ["::", "", *(f"   {row}" for row in rows), ""]
         else:
             lines += [*map(_escaped, rows), ""]

@@ -6,7 +6,6 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
-from medcook.errors import MedcookError
 from medcook.notebooks.chapters import Chapter, write_notebook
 
 STYLE = re.compile(r"<style[^>]*>.*?</style>\s*", re.DOTALL)
@@ -14,10 +13,8 @@ STYLE = re.compile(r"<style[^>]*>.*?</style>\s*", re.DOTALL)
 
 
 def write_chapter(chapter: Chapter, folder: Path) -> None:
-    """Copy a committed notebook, with a line on how to run it."""
-    notebook = chapter.read_pair()
-    if notebook is None:
-        raise MedcookError(f"{chapter.pair.name} does not exist.", f"Make it: medcook publish {chapter.number}.")
+    """Copy a committed notebook, or (without outputs) the source of one that waits for it, and how to run it."""
+    notebook = chapter.read_pair() or chapter.read()
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             plain(output)

@@ -6,11 +6,28 @@ import re
 SPECIAL = re.compile(r"([\\*_{}\[\]<>#|$~^])")
 CODE = re.compile(r"(`[^`]+`)")
 
+ALIGNED = re.compile(r"\S {2,}\S|^ +\S")
+"""A line that is set in columns, or indented."""
+
 
 def markdown(text: str) -> str:
     """Text in which Markdown sees nothing but what is between backticks."""
     parts = CODE.split(" ".join(text.split()))
     return "".join(part if number % 2 else SPECIAL.sub(r"\\\1", part) for number, part in enumerate(parts))
+
+
+def paragraphs(text: str) -> list[tuple[list[str], bool]]:
+    """(lines, whether they are set in columns) of each paragraph of a docstring."""
+    found = (part.splitlines() for part in re.split(r"\n\s*\n", text.strip("\n")))
+    return [(lines, any(ALIGNED.search(line) for line in lines)) for lines in found]
+
+
+def prose(text: str) -> str:
+    """A docstring as Markdown: what is set in columns stays so."""
+    parts = paragraphs(text)
+    return "\n\n".join(
+        "```text\n" + "\n".join(lines) + "\n```" if aligned else markdown(" ".join(lines)) for lines, aligned in parts
+    )
 
 
 def inline(text: str) -> str:

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from medcook import coverage, evidence, paths, recipes
-from medcook.book.markup import details, inline, mark, markdown, python, table
+from medcook.book.markup import details, inline, mark, markdown, prose, python, table
 from medcook.papers import Facts, Row, gather, requirements, status
 from medcook.records import Comparison, Summary
 from medcook.teaching import with_interval
@@ -70,7 +70,7 @@ class Page:
         source = self.source.read_text(encoding="utf-8")
         docstring, shown, rest, declared = split_source(source)
         name = self.source.relative_to(paths.ROOT)
-        parts = ["## Mechanism", f"From `{name}`, as it runs:", f"```text\n{docstring}\n```"]
+        parts = ["## Mechanism", prose(docstring), f"From `{name}`, as it runs:"]
         parts += [python("\n\n\n".join(shown))] if shown else []
         parts += [details("The rest of its functions and classes", python("\n\n\n".join(rest)))] if rest else []
         return [*parts, details("What is compared, as code", python(declared))]

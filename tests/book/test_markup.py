@@ -33,6 +33,10 @@ def test_folded_markdown_is_still_markdown():
     ]
 
 
+def test_prose_flows_and_columns_stay():
+    assert markup.prose("One *two*\nthree.\n\n    x = 1") == "One \\*two\\* three.\n\n```text\n    x = 1\n```"
+
+
 def test_docstrings_in_columns_stay_in_columns():
     text = ["What it does, `x` and *y*.", "", "a     the first", "bb    the second,", "      in two lines"]
     assert as_rest(text) == [

@@ -1,13 +1,11 @@
 """What Sphinx is given: links between pages, the ledger's table, the chapters as they were executed."""
 
 import nbformat
-import pytest
 from nbformat.v4 import new_output
 
 from medcook.book import api, sources
 from medcook.book.chapters import plain, title, write_chapter
 from medcook.book.ledger import ledger_page
-from medcook.errors import MedcookError
 from medcook.notebooks.chapters import Chapter, all_chapters
 
 ENTRY = {
@@ -70,9 +68,12 @@ def test_a_chapter_is_the_committed_notebook_and_how_to_run_it(tmp_path):
     assert cells[0].source.startswith(f"# {title(chapter)}")
 
 
-def test_a_chapter_that_was_never_published_is_no_page(tmp_path):
-    with pytest.raises(MedcookError, match="medcook publish 99"):
-        write_chapter(Chapter(tmp_path / "99_nothing.py"), tmp_path)
+def test_a_chapter_that_was_never_published_is_shown_without_outputs(tmp_path):
+    source = tmp_path / "99_new.py"
+    source.write_text(all_chapters()[0].source.read_text(encoding="utf-8"), encoding="utf-8")
+    write_chapter(Chapter(source), tmp_path)
+    cells = nbformat.read(tmp_path / "99_new.ipynb", 4).cells
+    assert len(cells) > 10 and not any(cell.get("outputs") for cell in cells)
 
 
 def test_the_reference_covers_what_is_public():

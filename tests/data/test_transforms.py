@@ -41,6 +41,12 @@ def test_image_and_label_move_together(dims):
     assert min(dice(label[n] == 1, moved[n] == 1) for n in range(6)) < 0.8
 
 
+def test_labels_take_no_values_in_between():
+    label = blob(6, 2) * 200
+    _, moved = MOVES(label[:, None].float(), label, generator())
+    assert set(moved.unique().tolist()) == {0, 200}
+
+
 def test_each_image_has_its_own_draw():
     label = blob(4, 2)
     image, moved = Augment()(label[:, None].float(), label, generator())

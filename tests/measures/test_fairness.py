@@ -120,6 +120,9 @@ class TestGap:
         found = gap_test(table(shift=0.2))
         assert found.p < 0.001 and found.gap > found.chance and "is more than noise" in str(found)
 
+    def test_p_is_never_nought(self):
+        assert gap_test(table(shift=0.9), permutations=99).p == pytest.approx(1 / 100)
+
     def test_it_is_wrong_as_often_as_it_says(self):
         alarms = [not gap_test(table(patients=30, seed=seed), permutations=200).is_noise for seed in range(1000, 1150)]
         assert 0.01 < np.mean(alarms) < 0.10

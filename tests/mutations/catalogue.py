@@ -53,10 +53,9 @@ STATISTICS = [
 SPLITS = [
     ("if sum(map(len, groups)) != len(set().union(*groups)):", "if False:"),
     ("patients = sorted(self.train + self.val)", "patients = sorted(self.train + self.val + self.test)"),
-    ("if not _open_for:", "if False:"),
-    ("_open_for.pop()", "pass"),
     ('random.Random(f"draw {draw}").shuffle(order)', "random.shuffle(order)"),
 ]
+DOOR = [("if not _open_for:", "if False:"), ("_open_for.pop()", "pass")]
 AUGMENTATION = [
     ('grid, mode="nearest", align_corners=False)[:, 0]', 'grid, mode="bilinear", align_corners=False)[:, 0]'),
     ("= -torch.sin(angles), torch.sin(angles)", "= torch.sin(angles), torch.sin(angles)"),
@@ -77,8 +76,9 @@ CORE = {
     ("verdicts.py", "test_verdicts.py"): VERDICTS,
     ("statistics.py", "test_statistics.py"): STATISTICS,
     ("data/splits.py", "data/test_splits.py"): SPLITS,
+    ("data/splits.py", "test_evaluation.py"): DOOR,
     ("data/transforms.py", "data/test_transforms.py"): AUGMENTATION,
-    ("summaries.py", "test_evidence.py"): SUMMARIES,
+    ("summaries.py", "test_summaries.py"): SUMMARIES,
     ("methods/method.py", "test_methods.py"): [
         ("list(model.parameters()), 1 - decay)", "list(model.parameters()), decay)"),
     ],
