@@ -1,0 +1,228 @@
+"""`python -m benchmarks.race [--seconds 400]`: how long until a network segments hearts, by several ways to train one.
+
+Seconds of training until the mean Dice of acdc's validation patients reaches 0.80, 0.85 and 0.90; looking at these
+patients does not count. All train on the same patients, on the same cores, one after the other. Writes
+benchmarks/race.json and its table in README.md.
+
+    medcook     the book's baseline as chapter 02 trains it
+    float32     the same, without bfloat16
+    tutorial    as MONAI's tutorials do it: dictionary transforms on the fly, DataLoader, residual U-Net, Dice, Adam
+    literature  as semi-supervised papers do it: 256 x 256, batch 16, SGD at 0.03, rotated and zoomed slice by slice
+
+nnU-Net is not among them yet: what it depends on wants a torchvision, and with it gigabytes of CUDA, in an environment
+of its own.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import monai.transforms as mt
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.data import DataLoader, Dataset
+from monai.losses import DiceLoss
+from monai.networks.nets import UNet as MonaiUNet
+from scipy import ndimage
+from torch import Tensor, nn
+
+from benchmarks.run import table
+from medcook.losses import cross_entropy_and_dice
+from medcook.networks import UNet
+from medcook.precision import resolve_precision
+from medcook.provenance import environment
+from medcook.recipes import find_recipe
+from medcook.runs import write_atomically
+from medcook.tasks import Samples
+from medcook.training import Loop, validation_dice
+
+HERE = Path(__file__).parent
+BEGIN, END = "<!-- race: made by python -m benchmarks.race -->", "<!-- end of race -->"
+TARGETS = (0.80, 0.85, 0.90)
+EVERY = 10.0
+"""Seconds of training between two looks at the validation patients."""
+
+
+class Over(Exception):
+    """The last target is reached, or the time is up."""
+
+
+@dataclass
+class Clock:
+    """Seconds of training, without the looks; what each look saw."""
+
+    limit: float
+    spent: float = 0.0
+    seen: list[tuple[float, float]] = field(default_factory=list)
+    began: float = field(default_factory=time.perf_counter)
+
+    def due(self) -> bool:
+        """Whether it is time to look; the clock stands still until `look` is done."""
+        now = self.spent + time.perf_counter() - self.began
+        return now >= self.limit or now - (self.seen[-1][0] if self.seen else 0.0) >= EVERY
+
+    def look(self, dice: Callable[[], float]) -> None:
+        """Score and note it; `Over` at the end of the race."""
+        self.spent += time.perf_counter() - self.began
+        self.seen.append((self.spent, dice()))
+        if self.spent >= self.limit or self.seen[-1][1] >= TARGETS[-1]:
+            raise Over
+        self.began = time.perf_counter()
+
+    def result(self) -> dict:
+        """Seconds to each target, None where it was not reached; the best Dice, and seconds in all."""
+        reached = {f"{goal:.2f}": next((round(at) for at, dice in self.seen if dice >= goal), None) for goal in TARGETS}
+        return {"reached": reached, "best": round(max(dice for _, dice in self.seen), 3), "seconds": round(self.spent)}
+
+
+def medcook(train: Samples, val: Samples, clock: Clock, precision: str) -> None:
+    """The book's own loop, looked at while it runs."""
+    method, task, budget, seed = find_recipe("unet-acdc").run("full", "unet", 0)
+
+    class Watched(Loop):
+        nets: nn.ModuleDict
+
+        def build(self):
+            self.nets = super().build()
+            return self.nets
+
+        def batches(self, step, rng, fabric):
+            if clock.due():
+                clock.look(lambda: validation_dice(self.method, self.nets, val))
+                self.nets.train()
+            return super().batches(step, rng, fabric)
+
+    fitted = Watched(method, task, replace(budget, checks=0), precision, seed, train, None, None, progress=False).run()
+    clock.look(lambda: validation_dice(method, fitted.nets, val))
+    raise Over
+
+
+def tutorial(train: Samples, val: Samples, clock: Clock) -> None:
+    """MONAI's tutorial style."""
+    both = ["image", "label"]
+    transforms = mt.Compose(
+        [
+            mt.EnsureChannelFirstd(["label"], channel_dim="no_channel"),
+            mt.RandFlipd(both, prob=0.5, spatial_axis=0),
+            mt.RandFlipd(both, prob=0.5, spatial_axis=1),
+            mt.RandAffined(both, prob=0.5, rotate_range=0.5, scale_range=0.2, mode=("bilinear", "nearest")),
+            mt.RandGaussianNoised(["image"], prob=0.2),
+        ]
+    )
+    items = [{"image": image, "label": label} for image, label in zip(train.images, train.labels, strict=True)]
+    loader = DataLoader(Dataset(items, transforms), batch_size=8, shuffle=True)
+    net = MonaiUNet(2, 1, int(train.labels.max()) + 1, (16, 32, 64, 128, 256), (2, 2, 2, 2), num_res_units=2)
+    loss = DiceLoss(to_onehot_y=True, softmax=True)
+    optimiser = torch.optim.Adam(net.parameters(), 1e-3)
+    while True:
+        for batch in loader:
+            step(optimiser, loss(net(batch["image"].as_tensor()), batch["label"].as_tensor()))
+            if clock.due():
+                clock.look(lambda: validation_dice(Plain(net), nn.ModuleDict({"net": net}), val))
+                net.train()
+
+
+def literature(train: Samples, val: Samples, clock: Clock) -> None:
+    """The setting that semi-supervised papers share, with its augmentation."""
+    net = UNet(inputs=1, classes=int(train.labels.max()) + 1, dims=2, channels=(16, 32, 64, 128, 256))
+    optimiser = torch.optim.SGD(net.parameters(), 0.03, momentum=0.9, weight_decay=1e-4)
+    rng = np.random.default_rng(0)
+    for number, (images, labels) in enumerate(slices_of_256(train, rng)):
+        for group in optimiser.param_groups:
+            group["lr"] = 0.03 * (1 - min(number, 29_999) / 30_000) ** 0.9
+        step(optimiser, cross_entropy_and_dice(net(images), labels))
+        if clock.due():
+            clock.look(lambda: validation_dice(Plain(net, 256), nn.ModuleDict({"net": net}), val))
+            net.train()
+
+
+def slices_of_256(train: Samples, rng: np.random.Generator, batch: int = 16) -> Iterator[tuple[Tensor, Tensor]]:
+    """Endless batches of slices: turned by quarters and mirrored, or rotated by up to 20 degrees; then 256 x 256."""
+    while True:
+        images, labels = [], []
+        for number in rng.integers(0, len(train), batch):
+            image, label = train.images[number, 0].numpy(), train.labels[number].numpy()
+            if rng.random() < 0.5:
+                turns, axis = int(rng.integers(4)), int(rng.integers(2))
+                image, label = (np.flip(np.rot90(part, turns), axis).copy() for part in (image, label))
+            elif rng.random() < 0.5:
+                angle = float(rng.integers(-20, 20))
+                image, label = (ndimage.rotate(part, angle, order=0, reshape=False) for part in (image, label))
+            scale = [256 / side for side in image.shape]
+            images.append(torch.from_numpy(ndimage.zoom(image, scale, order=0))[None])
+            labels.append(torch.from_numpy(ndimage.zoom(label, scale, order=0)))
+        yield torch.stack(images), torch.stack(labels)
+
+
+class Plain:
+    """A network as `validation_dice` asks it; `side` of the square that it was trained on, if not the samples' own."""
+
+    def __init__(self, net: nn.Module, side: int | None = None):
+        self.net, self.side = net, side
+
+    def predict(self, nets: nn.ModuleDict, images: Tensor) -> Tensor:
+        size = images.shape[2:]
+        seen = F.interpolate(images, (self.side, self.side)) if self.side else images
+        return F.interpolate(self.net(seen), size, mode="bilinear", align_corners=False).softmax(1)
+
+
+def step(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    optimiser.step()
+
+
+def race(seconds: float) -> dict:
+    """Every contestant's result, one after the other."""
+    task = find_recipe("unet-acdc").run("full", "unet", 0)[1]
+    train, val = task.samples("labelled"), task.samples("val")
+    ways = {"tutorial": tutorial, "literature": literature}
+    ways = {f"medcook, {p}": precise(p) for p in {"float32", resolve_precision("auto")}} | ways
+    results = {}
+    for name, way in sorted(ways.items(), reverse=True):
+        torch.manual_seed(0)
+        clock = Clock(seconds)
+        try:
+            way(train, val, clock)
+        except Over:
+            results[name] = clock.result()
+            print(name, results[name], flush=True)
+    return results
+
+
+def precise(precision: str) -> Callable:
+    return lambda train, val, clock: medcook(train, val, clock, precision)
+
+
+def report(found: dict) -> str:
+    """The results as Markdown."""
+    at = found["machine"]
+    rows = [
+        [name, *[one["reached"][f"{goal:.2f}"] or f"not in {one['seconds']}" for goal in TARGETS], one["best"]]
+        for name, one in found["results"].items()
+    ]
+    head = " | ".join(["seconds to a mean Dice of", *(f"{goal:.2f}" for goal in TARGETS), "best"])
+    load = f"load before the start: {at['load_before']}"
+    return f"{at['threads']} thread(s) of {at['cores']} cores, {at['cpu']}; {load}.\n\n{table(head, rows)}\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=400.0)
+    args = parser.parse_args()
+    machine = {"cores": os.cpu_count(), **environment(), "load_before": round(os.getloadavg()[0], 1)}
+    found = {"machine": machine, "results": race(args.seconds)}
+    write_atomically(HERE / "race.json", json.dumps(found, indent=1) + "\n")
+    path = HERE / "README.md"
+    text = path.read_text(encoding="utf-8")
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    write_atomically(path, f"{before}{BEGIN}\n{report(found)}{END}{after}")
+
+
+if __name__ == "__main__":
+    main()
