@@ -217,8 +217,11 @@ def _note(frame: pd.DataFrame, metric: str, table: np.ndarray) -> str:
 
 
 def _pair(a: pd.DataFrame, b: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """One row per common key with the difference a minus b in column `metric`."""
-    keys = [key for key in ("replicate", "patient_id", "case_id", "structure") if key in a and key in b]
+    """One row per common key with the difference a minus b in column `metric`.
+
+    Where cases are answered with several supports (few-shot), each answer is paired with that of the same support.
+    """
+    keys = [key for key in ("replicate", "patient_id", "case_id", "structure", "support") if key in a and key in b]
     if a.duplicated(keys).any() or b.duplicated(keys).any():
         raise MedcookError("A case stands twice in a table to compare.", "One row per replicate, case and structure.")
     joined = a[[*keys, metric]].merge(b[[*keys, metric]], on=keys, how="outer", suffixes=("_a", "_b"), indicator=True)

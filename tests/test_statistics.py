@@ -187,3 +187,13 @@ def test_two_patients_have_no_correlation():
 def test_the_smallest_effect_is_the_half_width():
     estimate = statistics.Estimate(0.0, -0.03, 0.01, 10, 3, "crossed")
     assert statistics.smallest_effect(estimate) == pytest.approx(0.02)
+
+
+def test_answers_with_several_supports_are_paired_support_by_support():
+    rows = [(patient, number) for patient in "abcde" for number in (0.0, 1.0)]
+    frame = pd.DataFrame(rows, columns=["patient_id", "support"]).assign(case_id="x", structure="lung", replicate=0)
+    better = frame.assign(dice=frame["support"] * 0.2 + 0.6)
+    worse = frame.assign(dice=frame["support"] * 0.2 + 0.5).iloc[::-1]
+    assert statistics.difference(better, worse).mean == pytest.approx(0.1)
+    with pytest.raises(MedcookError, match="stands twice"):
+        statistics.difference(better.drop(columns="support"), worse.drop(columns="support"))
