@@ -16,6 +16,7 @@ DOCUMENTS = {
     "README.md": "index",
     "CONTRIBUTING.md": "contributing",
     "benchmarks/README.md": "benchmarks",
+    "workflow/README.md": "workflow",
     "LICENSE-figures.md": "licences",
 }
 """Documents of the repository that are pages of the book."""
@@ -39,6 +40,7 @@ CONTENTS = """
 ledger
 api/index
 contributing
+workflow
 benchmarks
 licences
 ```
