@@ -45,7 +45,7 @@ fuzz: $(STAMP)   # ten thousand damaged files, in processes with bounds on memor
 mutations: $(STAMP)   # deliberate errors in a copy of the package: does some test notice each?
 	$(ENVIRONMENT) $(BIN)/python -m tests.mutations
 
-browser: $(STAMP)   # as a student sees it: chapters in JupyterLab in headless Chromium; pictures in build/screenshots
+browser: $(STAMP) book   # as a reader sees it: chapters in JupyterLab and the book, in Chromium; pictures in build/screenshots
 	$(BIN)/python -m pip install -q $(PIP_ARGS) -e ".[browser]" -c constraints.txt
 	MEDCOOK_BROWSER=1 $(BIN)/python -m pytest -q -p no:xdist tests/browser
 
