@@ -2,6 +2,8 @@
 
 import base64
 import io
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -134,6 +136,30 @@ def test_a_kill_while_publishing_leaves_the_old_notebook(executed, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         publishing.publish(chapter)
     assert chapter.pair.read_bytes() == kept
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from medcook import paths
+from medcook.notebooks import chapters, publishing
+source, moment = Path(sys.argv[1]), sys.argv[2]
+paths.NOTEBOOKS = source.parent
+setattr(os, moment, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+publishing.publish(chapters.Chapter(source))
+"""
+
+
+@pytest.mark.parametrize("moment", ["fsync", "replace"])
+def test_killed_while_publishing_the_same_command_ends_like_an_uninterrupted_one(executed, moment):
+    chapter = executed([stream("stream", text="1\n")])
+    old = publishing.publish(chapter).read_bytes()
+    executed([stream("stream", text="2\n")])
+    killed = subprocess.run([sys.executable, "-c", KILLED, chapter.source, moment], timeout=120)
+    assert killed.returncode == -signal.SIGKILL and chapter.pair.read_bytes() == old
+    again = publishing.publish(chapter).read_bytes()
+    chapter.pair.unlink()
+    assert again == publishing.publish(chapter).read_bytes() != old
 
 
 def test_the_picture_of_the_cell_tagged_cover_lies_beside_the_notebook(write_chapter):
