@@ -4,14 +4,15 @@ import compileall
 import multiprocessing
 import os
 import py_compile
+import resource
 import shutil
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
-SECONDS = 1800
-"""A run of the tests that takes longer hangs, which is noticed too."""
+SECONDS = 600
+"""Of a processor, however busy it is: tests that take more hang, and are stopped."""
 
 PRELOADED = ["numpy", "pandas", "scipy.ndimage", "scipy.stats", "torch", "torch.nn.functional", "pytest"]
 PRELOADED += ["monai", "lightning_fabric", "pydantic", "nibabel", "h5py", "yaml", "matplotlib.pyplot"]
@@ -35,6 +36,7 @@ def copy(folder: Path) -> None:
 def run_tests(folder: Path, tests: str, log: Path) -> None:
     """In a process of its own: the tests of a copy, on that copy. Ends the process with pytest's status."""
     os.chdir(folder)
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
     sys.path.insert(0, str(folder))
     with open(log, "w") as file:
         for stream in (1, 2):
@@ -48,12 +50,9 @@ def run_tests(folder: Path, tests: str, log: Path) -> None:
         os._exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", f"tests/{tests}"]))
 
 
-def status(folder: Path, tests: str, log: Path) -> int | None:
-    """pytest's exit status; None where the tests had to be stopped."""
+def status(folder: Path, tests: str, log: Path) -> int:
+    """pytest's exit status; below zero where the tests had to be stopped."""
     process = multiprocessing.get_context("forkserver").Process(target=run_tests, args=(folder, tests, log))
     process.start()
-    process.join(SECONDS)
-    if process.is_alive():
-        process.kill()
-        return None
+    process.join()
     return process.exitcode
