@@ -19,13 +19,11 @@ ALLOWED = {"parallel.py": {("pickle", "loads")}}
 def calls(source: str):
     """((object, function), {keyword: constant}) of every call of the form `object.function(...)`."""
     for node in ast.walk(ast.parse(source)):
-        if (
-            isinstance(node, ast.Call)
-            and isinstance(node.func, ast.Attribute)
-            and isinstance(node.func.value, ast.Name)
-        ):
+        if not isinstance(node, ast.Call) or not isinstance(function := node.func, ast.Attribute):
+            continue
+        if isinstance(function.value, ast.Name):
             constants = {k.arg: k.value.value for k in node.keywords if isinstance(k.value, ast.Constant)}
-            yield (node.func.value.id, node.func.attr), constants
+            yield (function.value.id, function.attr), constants
 
 
 def unsafe(source: str, name: str = "") -> list[str]:
