@@ -165,6 +165,15 @@ MEASURES = {
         Panel("dice", "Dice, T2 spoilt", structure="T2 spoilt"),
         Panel("rank_correlation", "uncertainty\nranks errors"),
     ),
+    "repri": (
+        Panel("dice", "Dice"),
+        Panel("dice", "Dice,\nleft ventricle", structure="left ventricle"),
+        Panel("dice", "Dice,\nright ventricle", structure="right ventricle"),
+    ),
+    "distillfss": (
+        Panel("dice", "Dice"),
+        Panel("mega_operations", "million operations\na slice", less=True),
+    ),
     "xai-clip": (
         Panel("dice", "Dice of what is salient\nwith the lungs"),
         Panel("iou", "IoU of the same"),
@@ -172,7 +181,7 @@ MEASURES = {
         Panel("faithfulness", "evidence lost with\nthe most salient tenth"),
     ),
 }
-"""What the evidence figures of chapters 06 and 07 show besides the judged measure."""
+"""What the evidence figures of chapters 05 to 07 show besides the judged measure."""
 
 
 def _by_measures(summary: Summary, frame: pd.DataFrame) -> Figure:

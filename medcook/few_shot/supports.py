@@ -117,8 +117,8 @@ def support_view(fitted, case: Case, value: int, number: int) -> Figure:
         place = part[len(part) // 2]
         dice = metrics.dice(_slices(answer.mask)[place], _slices(answer.truth)[place])
         draw_answer(grid[1, column], case, answer, place, title=f"slice {place}: Dice {dice:.2f}")
-    figure.suptitle(f"{case.case_id}, {answer.structure}: volume Dice {answer.dice:.2f}", fontsize=10)
-    return plots.credit(_legend(figure), fitted.task.data.manifest)
+    title = f"{case.case_id}, {answer.structure}: volume Dice {answer.dice:.2f}"
+    return plots.credit(_legend(figure, title), fitted.task.data.manifest)
 
 
 def support_sheet(fitted, case: Case, value: int, supports: int = 6) -> Figure:
@@ -131,20 +131,20 @@ def support_sheet(fitted, case: Case, value: int, supports: int = 6) -> Figure:
         support = fitted.task.support(answer.number, value)[middle]
         draw_support(grid[0, column], support, title=f"annotated:\n{answer.patients}")
         draw_answer(grid[1, column], case, answer, part[len(part) // 2], title=f"Dice {answer.dice:.2f}")
-    figure.suptitle(f"{case.case_id}, {found[0].structure}: the same network, other supports", fontsize=10)
-    return plots.credit(_legend(figure), fitted.task.data.manifest)
+    title = f"{case.case_id}, {found[0].structure}: the same network, other supports"
+    return plots.credit(_legend(figure, title), fitted.task.data.manifest)
 
 
-def worst_answers(fitted, cases: Sequence[Case], count: int = 4, best: int = 1) -> Figure:
+def worst_answers(fitted, cases: Sequence[Case], count: int = 4, best: int = 1, supports: int = 3) -> Figure:
     """The best and the `count` worst answers by volume Dice: the support's middle slice above, the case below."""
     everything = [
         (case, value, answer)
         for case in cases
         for value in fitted.task.novel_structures
-        for answer in ask(fitted, case, value, fitted.task.supports, fitted.task.shots)
+        for answer in ask(fitted, case, value, supports)
     ]
     order = sorted(everything, key=lambda found: found[2].dice)
-    chosen = order[::-1][:best] + order[:count]
+    chosen = order[::-1][:best] + order[: min(count, len(order) - best)]
     figure, grid = plots.panels(2, len(chosen), squeeze=False, size=(2.3 * len(chosen), 5.2))
     middle = fitted.task.chunks // 2
     for column, (case, value, answer) in enumerate(chosen):
@@ -153,7 +153,7 @@ def worst_answers(fitted, cases: Sequence[Case], count: int = 4, best: int = 1) 
         draw_support(grid[0, column], support, title=f"{answer.structure}\n{answer.patients} annotated")
         title = f"{case.case_id}\nDice {answer.dice:.2f}"
         draw_answer(grid[1, column], case, answer, part[len(part) // 2], title=title)
-    return plots.credit(_legend(figure), fitted.task.data.manifest)
+    return plots.credit(_legend(figure, "the best answer, and the worst ones"), fitted.task.data.manifest)
 
 
 def draw_support(axes: Axes, support: Support, title: str = "") -> None:
@@ -166,7 +166,7 @@ def draw_answer(axes: Axes, case: Case, answer: Answer, place: int, title: str =
     image, mask, truth = (_slices(volume)[place] for volume in (case.image[0], answer.mask, answer.truth))
     window = plots.around(truth, margin=25)
     plots.show_slice(axes, image[window], mask[window].astype(np.uint8), title=title)
-    for shade, width in (("black", 2.4), ("white", 1.2)):
+    for shade, width in (("black", 1.8), ("white", 0.9)):
         axes.contour(truth[window], levels=[0.5], colors=[shade], linewidths=width, linestyles="--")
 
 
@@ -175,10 +175,10 @@ def _slices(volume: np.ndarray) -> np.ndarray:
     return volume[None] if volume.ndim == 2 else volume
 
 
-def _legend(figure: Figure) -> Figure:
+def _legend(figure: Figure, title: str) -> Figure:
     handles = [
         Line2D([], [], color=plots.colour(0), linewidth=5, alpha=0.6, label="annotation, answer"),
         Line2D([], [], color="0.3", linestyle="--", label="truth of the case"),
     ]
-    figure.legend(handles=handles, loc="outside upper right", ncols=2, fontsize=8, frameon=False)
+    figure.legend(handles=handles, loc="outside upper center", ncols=2, fontsize=8, frameon=False, title=title)
     return figure
