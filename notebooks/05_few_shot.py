@@ -265,7 +265,7 @@ for paper in papers:
     if "support" in frame:
         mine = frame[frame["arm"] == summary.comparison.a].assign(shots=summary.comparison.a)
         rows[paper] = spread_table(mine.assign(replicate=mine["group"]))
-display(pd.concat(rows) if rows else "Not measured yet.")
+display(pd.concat(rows).rename_axis(["paper", "method"]) if rows else "Not measured yet.")
 
 # %% [markdown]
 # **What differs from the papers.** Features of a small network that was trained on photographs; slices of 128 pixels; a

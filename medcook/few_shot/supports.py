@@ -136,15 +136,21 @@ def support_sheet(fitted, case: Case, value: int, supports: int = 6) -> Figure:
 
 
 def worst_answers(fitted, cases: Sequence[Case], count: int = 4, best: int = 1, supports: int = 3) -> Figure:
-    """The best and the `count` worst answers by volume Dice: the support's middle slice above, the case below."""
+    """The best and the worst answers by volume Dice, one a case: the support's middle slice above, the case below."""
     everything = [
-        (case, value, answer)
+        [
+            (case, value, answer)
+            for value in fitted.task.novel_structures
+            for answer in ask(fitted, case, value, supports)
+        ]
         for case in cases
-        for value in fitted.task.novel_structures
-        for answer in ask(fitted, case, value, supports)
     ]
-    order = sorted(everything, key=lambda found: found[2].dice)
-    chosen = order[::-1][:best] + order[: min(count, len(order) - best)]
+
+    def dice(found) -> float:
+        return found[2].dice
+
+    high, low = (sorted((choose(part, key=dice) for part in everything), key=dice) for choose in (max, min))
+    chosen = high[::-1][:best] + low[:count]
     figure, grid = plots.panels(2, len(chosen), squeeze=False, size=(2.3 * len(chosen), 5.2))
     middle = fitted.task.chunks // 2
     for column, (case, value, answer) in enumerate(chosen):
