@@ -171,6 +171,11 @@ worst_answers(live["repri"], cases, count=4)
 teaching.show_evidence("repri", table=True)
 
 # %% [markdown]
+# A classifier that is fitted beats one that is averaged. But the line *support only* does so without a look at the
+# query: what its pixels add is not told apart from nothing here. And entropy without the expected share (*without KL*)
+# does harm: slices become decided, for the wrong side. How much depends on that share the paper shows with an oracle
+# that knows it.
+#
 # ## Across domains
 # Train on hearts in MR, segment lungs in X-rays: *FAMNet* (Bo et al., AAAI 2025) matches support and query by
 # **frequency bands**, and damps those in which domains differ; *C-Graph* (Bo et al. 2025) makes **graphs** of both and
