@@ -5,6 +5,8 @@ import re
 
 SPECIAL = re.compile(r"([\\*_{}\[\]<>#|$~^])")
 CODE = re.compile(r"(`[^`]+`)")
+SPACE = re.compile(r"[ \t\n]+")
+"""Not the space at which no line breaks."""
 
 ALIGNED = re.compile(r"\S {2,}\S|^ +\S")
 """A line that is set in columns, or indented."""
@@ -12,7 +14,7 @@ ALIGNED = re.compile(r"\S {2,}\S|^ +\S")
 
 def markdown(text: str) -> str:
     """Text in which Markdown sees nothing but what is between backticks."""
-    parts = CODE.split(" ".join(text.split()))
+    parts = CODE.split(SPACE.sub(" ", text.strip()))
     return "".join(part if number % 2 else SPECIAL.sub(r"\\\1", part) for number, part in enumerate(parts))
 
 
@@ -32,7 +34,9 @@ def prose(text: str) -> str:
 
 def inline(text: str) -> str:
     """Text as HTML without tags, code between backticks aside."""
-    return CODE.sub(lambda found: f"<code>{found[1][1:-1]}</code>", html.escape(" ".join(text.split()), quote=False))
+    return CODE.sub(
+        lambda found: f"<code>{found[1][1:-1]}</code>", html.escape(SPACE.sub(" ", text.strip()), quote=False)
+    )
 
 
 def table(head: list[str], rows: list[list[str]], name: str = "", attributes: list[str] | None = None) -> str:

@@ -80,7 +80,7 @@ class Page:
         if facts.recipe is None or not facts.recipe.components:
             return []
         rows = [
-            [inline(part.name), mark(part.status), "yes" if part.name in facts.tested else "–", inline(part.note)]
+            [inline(part.name), mark(part.status), "yes" if part.name in facts.tested else "–", note(part.note)]
             for part in facts.recipe.components
         ]
         return ["## Components", table(["component", "here", "tested", "note"], rows)]
@@ -108,6 +108,11 @@ class Page:
         met = requirements(self.row, self.facts)
         lines = [f"- {'yes' if there else '**no**'}: {markdown(name)}" for name, there in met.items()]
         return "**What *works* asks for.**\n\n" + "\n".join(lines)
+
+
+def note(text: str) -> str:
+    """A cell that is wide enough to be read."""
+    return f'<td class="note">{inline(text)}</td>'
 
 
 def _not_written(paper: str) -> str:

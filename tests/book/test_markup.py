@@ -6,6 +6,7 @@ from medcook.book.api import as_rest
 
 def test_text_is_not_taken_for_markup_but_code_stays_code():
     assert markup.markdown("a*b_c <d> `e_f` [g]") == r"a\*b\_c \<d\> `e_f` \[g\]"
+    assert markup.inline("0.9\u00a0[0.8,\n 1]") == "0.9\u00a0[0.8, 1]"
     assert markup.inline("a < b,\n `c<d>`") == "a &lt; b, <code>c&lt;d&gt;</code>"
 
 

@@ -47,6 +47,14 @@ def test_no_page_is_wider_than_a_phone(opened):
     assert wide == {}
 
 
+@pytest.mark.parametrize("width", [1024, 1320, 1920])
+def test_no_page_is_wider_than_its_window(opened, width):
+    page = opened("index", {"width": width, "height": 900})
+    for name in LOOKED_AT:
+        page.goto((HTML / f"{name}.html").as_uri(), wait_until="domcontentloaded")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+
+
 @pytest.mark.parametrize("name", LOOKED_AT)
 def test_a_page_loads_everything_it_needs(opened, name):
     for what, viewport in {"wide": None, "phone": PHONE}.items():
