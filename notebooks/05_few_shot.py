@@ -63,7 +63,7 @@ experiment = find_recipe("repri")
 arms = {name.split(",")[0]: name for name in experiment.arms_at(profile)}
 live = {name: fit(*experiment.run(profile, arms[name], 0)) for name in ("prototypes", "repri")}
 task = live["repri"].task
-cases = list(task.cases("val"))[: 10 if profile != "quick" else 3]
+cases = list({case.patient_id: case for case in task.cases("val")}.values())[: 10 if profile != "quick" else 3]
 value = next(iter(task.novel_structures))
 support_sheet(live["repri"], cases[0], value, 6 if profile != "quick" else 4)
 
@@ -145,7 +145,7 @@ print("KL to an expected share of one half:", repri.kl(share, torch.tensor([0.5,
 # with other patients. A dot is a support.
 
 # %%
-draws = (6, (1, 3, 5)) if profile != "quick" else (3, (1, 3))
+draws = (5, (1, 3, 5)) if profile != "quick" else (3, (1, 3))
 tables = {name: spread(fitted, cases, *draws) for name, fitted in live.items()}
 spread_figure(tables, task.dataset)
 
