@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from medcook.few_shot import FewShot, LocalPrototypes, PrototypeNetwork, Shots, novel_dice
 from medcook.few_shot.baselines import SHARPNESS, prototypes
-from medcook.recipes.few_shot._settings import EPISODES, both, crossing
+from medcook.recipes.few_shot._settings import EPISODES, PLACE, both, scales
 from medcook.recipes.recipe import Component, Recipe
 
 
@@ -106,8 +106,8 @@ def two_classes(logits: Tensor) -> Tensor:
 recipe = Recipe(
     paper="lms-net",
     title="An unrolled Mumford-Shah energy",
-    claim="Trained on the same episodes, unrolled updates of prototypes and mask with a learned prior raise the Dice "
-    "of lungs in chest X-rays against the support's prototypes alone, with one annotated patient.",
+    claim="Trained on the same episodes, unrolled updates of prototypes and mask with a learned prior raise the "
+    "volume Dice of held-out structures against the support's prototypes alone, with one annotated patient.",
     arms=both(
         {
             "prototypes": PrototypeNetwork(episodes=EPISODES),
@@ -115,12 +115,13 @@ recipe = Recipe(
             "without prior": LMSNet(prior=False),
             "without prototype update": LMSNet(update=False),
             "local prototypes": LocalPrototypes(),
-        }
+        },
+        place=PLACE,
     ),
     compare=("lms-net", "prototypes"),
     ablation=("lms-net", "without prior"),
     replicate="draw",
-    scales=crossing("prototypes", "local prototypes", "lms-net", "without prior"),
+    scales=scales("prototypes", "local prototypes", "lms-net", "without prior"),
     metric="dice",
     score=novel_dice,
     components=(
