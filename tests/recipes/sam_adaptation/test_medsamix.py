@@ -91,7 +91,7 @@ class TestSearch:
 
         spread = {}
         for merge in ("better parent", "uniform", "layers"):
-            shares = MedSamix(merge=merge, trials=10).child(parents[1], score)[1].values()
+            shares = MedSamix(merge=merge, trials=40).child(parents[1], score)[1].values()
             spread[merge] = len(set(shares))
         assert spread.pop("layers") > 1 and set(spread.values()) == {1}
 

@@ -111,7 +111,8 @@ def test_each_round_adds_a_click_on_what_is_wrong(asked):
     method = SamMed2D()
     method.training_step(method.build(1, 3, 2), batch(), None, Moment(0, 1))
     clicks = [(prompts.labels != PADDING).sum(1) for prompts in asked]
-    assert len(asked) == 2 and (clicks[1] - clicks[0] == 1).all()
+    assert [len(each) for each in clicks] == [4, 2], "half of the answers are corrected"
+    assert set((clicks[1] - 1).tolist()) <= set(clicks[0].tolist())
 
 
 def test_zero_shot_learns_nothing():

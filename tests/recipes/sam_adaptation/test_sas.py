@@ -72,7 +72,8 @@ def test_an_answer_is_corrected_by_a_click(batch, monkeypatch):
     method = Sas()
     method.training_step(method.build(1, 3, 2), batch, None, Moment(0, 1))
     clicks = [(prompts.labels != PADDING).sum(1) for prompts in asked]
-    assert len(clicks) == 2 and (clicks[1] - clicks[0] == 1).all()
+    assert [len(each) for each in clicks] == [4, 2], "half of the answers are corrected"
+    assert set((clicks[1] - 1).tolist()) <= set(clicks[0].tolist())
 
 
 def test_what_is_scored_is_small_and_real():
