@@ -20,7 +20,7 @@
 # | profile | data | minutes on 2 cores | memory |
 # |---|---|---|---|
 # | `quick` | simulated brains, no network | 1 | under 1 GB |
-# | `full` | hearts (ACDC): both ventricles are hidden in training | about 3 | 2 GB |
+# | `full` | hearts (ACDC): both ventricles are hidden in training | about 7 | 2.3 GB |
 #
 # What you see on the web was made by `full`. **Expect** an answer within a second of the annotation, far below what
 # training on many labels reaches, and a spread between supports that few papers show.
