@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -94,7 +95,8 @@ class Notebook:
     """A chapter open in JupyterLab."""
 
     def __init__(self, browser, lab, name: str):
-        self.name, self.page = name, browser.new_page(viewport={"width": 1300, "height": 1000})
+        self.name, self.path = name, lab[1] / f"{name}.ipynb"
+        self.page = browser.new_page(viewport={"width": 1300, "height": 1000})
         self.page.goto(f"{lab[0]}/lab/workspaces/{name}/tree/{name}.ipynb?reset", timeout=120_000)
         self.page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=120_000)
         until(lambda: self.status() == "idle", 120, "a kernel")
@@ -104,9 +106,9 @@ class Notebook:
 
     def run_all(self, seconds: float = 600) -> None:
         """Run > Run All Cells, until the kernel rests."""
-        self.page.get_by_text("Run", exact=True).first.click()
-        self.page.get_by_text("Run All Cells", exact=True).first.click()
-        until(lambda: self.status() == "busy", 60, "the kernel to begin", every=0.2)
+        self.page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
+        self.page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Run All Cells$")).click()
+        until(lambda: self.status() != "idle", 60, "the kernel to begin", every=0.1)
         calm = []  # between two cells the kernel is idle for a moment
 
         def rests() -> bool:
@@ -140,9 +142,13 @@ class Notebook:
         time.sleep(1)
         return found.first
 
-    def errors(self) -> int:
-        """Outputs that show a traceback."""
-        return self.page.locator("[data-mime-type='application/vnd.jupyter.error']").count()
+    def errors(self) -> list[str]:
+        """Names of the exceptions that cells ended with, from the saved file: the page holds only what is in view."""
+        self.page.keyboard.press("Control+s")
+        time.sleep(3)
+        cells = json.loads(self.path.read_text())["cells"]
+        outputs = [output for cell in cells for output in cell.get("outputs", [])]
+        return [f"{o['ename']}: {o['evalue']}" for o in outputs if o["output_type"] == "error"]
 
     def shot(self, what: str) -> bytes:
         """A picture of the window, kept for people; its bytes."""

@@ -12,7 +12,7 @@ SLICES = ("01_data_loading", "02_unet_baseline")
 def test_a_chapter_runs_and_its_slider_moves_the_picture(opened, name):
     notebook = opened(name)
     notebook.run_all()
-    assert notebook.errors() == 0
+    assert notebook.errors() == []
     handle = notebook.reach(".noUi-handle")
     before = notebook.shot("slider")
     handle.focus()
@@ -25,7 +25,7 @@ def test_a_chapter_runs_and_its_slider_moves_the_picture(opened, name):
 def test_clicks_and_a_box_are_answered(opened):
     notebook = opened("03_sam_adaptation")
     notebook.run_all()
-    assert notebook.errors() == 0
+    assert notebook.errors() == []
     box = notebook.reach(".jupyter-matplotlib-canvas-div").bounding_box()
     mouse, x, y = notebook.page.mouse, box["x"] + box["width"] * 0.3, box["y"] + box["height"] * 0.5
     shots = [notebook.shot("widget")]
