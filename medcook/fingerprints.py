@@ -89,8 +89,9 @@ def first_case(task):
 
 
 def agree(one: dict[str, float], other: dict[str, float]) -> bool:
-    """Whether two fingerprints are the same within `TOLERANCE`."""
-    return one.keys() == other.keys() and all(abs(one[name] - other[name]) <= TOLERANCE + 1e-9 for name in one)
+    """Whether two fingerprints are the same within `TOLERANCE`, which for numbers above 1 is a share of them."""
+    near = lambda a, b: abs(a - b) <= TOLERANCE * max(1.0, abs(a)) + 1e-9  # noqa: E731
+    return one.keys() == other.keys() and all(near(one[name], other[name]) for name in one)
 
 
 @lru_cache(maxsize=256)

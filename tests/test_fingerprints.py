@@ -38,6 +38,8 @@ def test_agreement_is_to_a_thousandth():
     assert agree(one, {"loss": 1.001, "dice": 0.499})
     assert not agree(one, {"loss": 1.002, "dice": 0.5}) and not agree(one, {"loss": 1.0, "dice": 0.502})
     assert not agree(one, {"loss": 1.0})
+    assert agree({"operations": 1046.8}, {"operations": 1046.827}), "of large numbers, evidence keeps five digits"
+    assert not agree({"operations": 1046.8}, {"operations": 1049.0})
 
 
 def test_a_fingerprint_is_the_same_each_time(reference):
