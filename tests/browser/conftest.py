@@ -19,6 +19,22 @@ SHOTS = Path(os.environ.get("MEDCOOK_SHOTS", Path(__file__).parents[2] / "build"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 
+NOTEBOOK = "[...jupyterapp.shell.widgets('main')].find((one) => one.content?.model?.cells)"
+"""JupyterLab's own object of the open notebook; the page's elements hold only the cells that are in view."""
+
+READY = f"{NOTEBOOK}?.context.isReady && {NOTEBOOK}.sessionContext.session?.kernel?.status === 'idle'"
+
+PANE = "document.querySelector('.jp-WindowedPanel-outer')"
+
+CODE_CELLS = f"""{NOTEBOOK}.content.model.sharedModel.cells.filter((one) => one.cell_type === 'code').map((one) => ({{
+    id: one.id,
+    source: one.source,
+    count: one.execution_count,
+    running: one.executionState === 'running',
+    errors: one.outputs.filter((output) => output.output_type === 'error')
+        .map((output) => `${{output.ename}}: ${{output.evalue}}`),
+}}))"""
+
 
 def pytest_collection_modifyitems(items):
     """Minutes of a browser are not part of `make test`: these run with `make browser`."""
@@ -58,6 +74,7 @@ def lab(tmp_path_factory):
         f"--port={port}",
         "--no-browser",
         "--allow-root",
+        "--expose-app-in-browser",
         "--IdentityProvider.token=",
         "--ServerApp.disable_check_xsrf=True",
     ]
@@ -99,56 +116,86 @@ class Notebook:
         self.page = browser.new_page(viewport={"width": 1300, "height": 1000})
         self.page.goto(f"{lab[0]}/lab/workspaces/{name}/tree/{name}.ipynb?reset", timeout=120_000)
         self.page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=120_000)
-        until(lambda: self.status() == "idle", 120, "a kernel")
+        until(lambda: self.page.evaluate(READY), 300, f"{name} to be read and its kernel to start")
 
-    def status(self) -> str | None:
-        return self.page.locator(".jp-Notebook-ExecutionIndicator").first.get_attribute("data-status")
+    def code_cells(self) -> list[dict]:
+        """Every code cell: its id, source, count (None until it has run), whether it runs or waits to, errors."""
+        return self.page.evaluate(CODE_CELLS)
 
-    def run_all(self, seconds: float = 600) -> None:
-        """Run > Run All Cells, until the kernel rests."""
+    def count_of(self, cell_id: str) -> int | None:
+        return next(cell["count"] for cell in self.code_cells() if cell["id"] == cell_id)
+
+    def run_all(self, seconds: float = 1800) -> None:
+        """Run > Run All Cells, until every cell has its count, or the first error keeps the rest from running.
+
+        Not until the kernel is idle: between two cells, and while a widget is drawn, it is idle, too.
+        """
+        before = self.code_cells()
         self.page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
         self.page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Run All Cells$")).click()
-        until(lambda: self.status() != "idle", 60, "the kernel to begin", every=0.1)
-        calm = []  # between two cells the kernel is idle for a moment
+        until(lambda: self.code_cells() != before, 60, f"{self.name} to begin", every=0.1)
+        until(self.ran_through, seconds, f"{self.name} to run")
 
-        def rests() -> bool:
-            calm.append(self.status() == "idle")
-            return len(calm) > 4 and all(calm[-4:])
+    def ran_through(self) -> bool:
+        cells = [cell for cell in self.code_cells() if cell["source"].strip()]
+        rests = not any(cell["running"] for cell in cells)
+        return rests and (all(cell["count"] for cell in cells) or any(cell["errors"] for cell in cells))
 
-        until(rests, seconds, f"{self.name} to run")
-
-    def run_cell(self, text: str, instead: str | None = None) -> None:
-        """Put `instead` into the cell that holds a text, if anything, and run it."""
-        editor = self.reach(f".jp-CodeCell:has-text({text!r}) .cm-content")
-        editor.click()
+    def run_cell(self, text: str, instead: str | None = None, seconds: float = 300) -> None:
+        """Put `instead` into the cell that holds a text, if anything, and run it until it has a new count."""
+        self.reach(f".jp-CodeCell:has-text({text!r}) .cm-content").click()
         if instead is not None:
             self.page.keyboard.press("Control+a")
             self.page.keyboard.insert_text(instead)
+        chosen = self.page.evaluate(f"{NOTEBOOK}.content.activeCell.model.id")
+        before = self.count_of(chosen)
         self.page.keyboard.press("Shift+Enter")
-        until(lambda: self.status() == "idle", 60, f"{text!r} to run", every=0.5)
+        until(lambda: self.count_of(chosen) not in (None, before), seconds, f"{text!r} to run", every=0.5)
         time.sleep(1)
 
     def reach(self, selector: str):
         """The first element of a kind; JupyterLab draws only cells near the window, so this scrolls down to it."""
         found = self.page.locator(selector)
-        pane = "document.querySelector('.jp-WindowedPanel-outer')"
-        self.page.evaluate(f"{pane}.scrollTo(0, 0)")
+        self.page.evaluate(f"{PANE}.scrollTo(0, 0)")
         for _ in range(150):
             if found.count():
                 break
-            self.page.evaluate(f"{pane}.scrollBy(0, 700)")
+            self.page.evaluate(f"{PANE}.scrollBy(0, 700)")
             time.sleep(0.2)
         found.first.scroll_into_view_if_needed(timeout=20_000)
         time.sleep(1)
         return found.first
 
     def errors(self) -> list[str]:
-        """Names of the exceptions that cells ended with, from the saved file: the page holds only what is in view."""
-        self.page.keyboard.press("Control+s")
-        time.sleep(3)
-        cells = json.loads(self.path.read_text())["cells"]
-        outputs = [output for cell in cells for output in cell.get("outputs", [])]
-        return [f"{o['ename']}: {o['evalue']}" for o in outputs if o["output_type"] == "error"]
+        """The exceptions that cells ended with."""
+        return [error for cell in self.code_cells() for error in cell["errors"]]
+
+    def turn(self, label: str) -> tuple[bytes, bytes]:
+        """Move the slider, or choose the second of the list, with this label: its widget's picture before and after."""
+        labelled = f":has(> .widget-label:text-is({label!r}))"
+        control = self.reach(f".widget-inline-hbox{labelled} :is(.noUi-handle, select)")
+        picture = self.page.locator(".widget-vbox", has=self.page.locator(labelled)).locator("img").first
+        before, source = picture.screenshot(), picture.get_attribute("src")
+        self.shot(label)
+        if control.evaluate("(one) => one.localName") == "select":
+            control.select_option(index=1)
+        else:
+            control.press("ArrowRight")
+        until(lambda: picture.get_attribute("src") != source, 120, f"{label!r} to draw another picture", every=0.2)
+        time.sleep(1)
+        self.shot(f"{label}-moved")
+        return before, picture.screenshot()
+
+    def leaf_through(self) -> None:
+        """A picture of every screenful, from above to below, kept for people."""
+        at = None
+        self.page.evaluate(f"{PANE}.scrollTo(0, 0)")
+        for number in range(100):
+            time.sleep(1)
+            if at == (at := self.page.evaluate(f"{PANE}.scrollTop")):
+                break
+            self.shot(f"page-{number:02d}")
+            self.page.evaluate(f"{PANE}.scrollBy(0, 800)")
 
     def shot(self, what: str) -> bytes:
         """A picture of the window, kept for people; its bytes."""
