@@ -45,6 +45,7 @@ from medcook.recipes.sam_adaptation import medsamix, salt, sam_med2d
 from medcook.recipes.sam_adaptation._adapters import Bottleneck
 from medcook.sam import card, prompts
 from medcook.sam.adapting import targets_of
+from medcook.sam.asking import draw_box, draw_points
 from medcook.sam.checkpoints import load_small
 from medcook.sam.classical import COMPETITORS
 from medcook.sam.clicking import click_sheet, click_widget
@@ -52,7 +53,6 @@ from medcook.sam.figures import cost_figure, cost_table, zero_shot_figure
 from medcook.sam.likeness import depths, likeness, shown
 from medcook.sam.model import DENSE, SIZE, SmallSam
 from medcook.sam.predictor import Predictor, box_overlap, reaching
-from medcook.sam.pretraining import draw_box, draw_points
 from medcook.sam.zero_shot import score
 from medcook.training import fit
 
@@ -141,11 +141,11 @@ for name, weights in (("on the object", inside), ("beside it", outside)):
 
 # %% tags=["nbval-check-output", "mechanism"]
 rows, columns = torch.meshgrid(torch.arange(40.0), torch.arange(40.0), indexing="ij")
-timid = 3 - torch.hypot(rows - 19.5, columns - 19.5)[None, None] / 3
-asked_box = [5.0, 5.0, 35.0, 35.0]
+timid = 3 - torch.hypot(rows - 19.5, columns - 19.5)[None] / 3
+asked_box = (5.0, 5.0, 35.0, 35.0)
 for name, logits in (("as it is", timid), ("let out to its box", reaching(timid, asked_box))):
     print(f"{name}: {int((logits > 0).sum())} places,", end=" ")
-    print(f"box overlap {box_overlap(logits[0, 0] > 0, torch.tensor(asked_box)):.3f}")
+    print(f"box overlap {box_overlap(logits[0] > 0, torch.tensor(asked_box)):.3f}")
 
 # %% [markdown]
 # ## Adapting it: which knobs?

@@ -104,7 +104,9 @@ def load_squeezenet(*, features_only: bool = True) -> SqueezeNet:
 @lru_cache(maxsize=1)
 def _pretrained() -> list[tuple[Tensor, Tensor]]:
     path = fetch.file(*FILE)
-    return read_compressed(path, [tuple(layer.weight.shape) for layer in layers(SqueezeNet())])
+    with torch.device("meta"):  # shapes alone: no random numbers are drawn, so the first call is like every other
+        shapes = [tuple(layer.weight.shape) for layer in layers(SqueezeNet())]
+    return read_compressed(path, shapes)
 
 
 def read_compressed(path: Path, shapes: list[Shape]) -> list[tuple[Tensor, Tensor]]:

@@ -18,17 +18,18 @@ from medcook.data import Case
 from medcook.errors import MedcookError
 from medcook.evaluation import row
 from medcook.methods import Batch, Method, Moment
+from medcook.sam.asking import draw_box, draw_points, first_prompts, loose_boxes, pick
 from medcook.sam.checkpoints import load_small
 from medcook.sam.model import DENSE, MOST_POINTS, PADDING, SIZE, Embedding, Prompts, SmallSam, masks_of
 from medcook.sam.predictor import Predictor, restore
-from medcook.sam.pretraining import answering_loss, draw_box, draw_points, first_prompts, loose_boxes, pick
+from medcook.sam.pretraining import answering_loss
 from medcook.sam.prompts import Prompt, box_of
 from medcook.sam.zero_shot import SLICES, SMALLEST, Target, dice, from_clicks
 
 PARTS = {
     "encoder": ("sam.vision_encoder",),
     "prompts": ("sam.prompt_encoder", "drawn"),
-    "decoder": ("sam.mask_decoder", "skips", "mixers", "refiner", "trust", "prior"),
+    "decoder": ("sam.mask_decoder", "skips", "mixer", "refiner", "trust", "prior"),
 }
 """The small SAM's parts, and the modules and weights that they are made of."""
 

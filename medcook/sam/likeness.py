@@ -68,25 +68,47 @@ def certainty(logits: Tensor) -> Tensor:
 
 
 class Mixer(nn.Module):
-    """Features, drawn prompt and likeness, mixed by a few convolutions; adds nothing before it has learned."""
+    """A small U-Net (Ronneberger et al. 2015) over features, drawn prompt and likeness; adds nothing before it learned.
 
-    def __init__(self, inputs: int, outputs: int, width: int = 32, depth: int = 2):
+    seen, quarter, eighth, coarse  channels of its inputs, at sides S, S, S / 2 and S / 4
+    """
+
+    def __init__(self, seen: int, quarter: int, eighth: int, coarse: int, widths: tuple[int, ...] = (64, 96, 128)):
         super().__init__()
-        self.enter = nn.Conv2d(inputs, width, 1)
-        self.blocks = nn.ModuleList(block(width) for _ in range(depth))
-        self.leave = nn.Conv2d(width, outputs, 1)
-        nn.init.zeros_(self.leave.weight)
-        nn.init.zeros_(self.leave.bias)
+        first, second, third = widths
+        self.enter = nn.ModuleList(
+            nn.Conv2d(inputs, width, 1)
+            for inputs, width in ((seen + quarter, first), (first + eighth, second), (second + coarse, third))
+        )
+        self.down = nn.ModuleList([Residual(first), Residual(second), nn.Sequential(Residual(third), Residual(third))])
+        self.rise = nn.ModuleList([nn.Conv2d(second, first, 1), nn.Conv2d(third, second, 1)])
+        self.up = nn.ModuleList([Residual(first), Residual(second)])
+        self.leave = nn.ModuleList([nn.Conv2d(first, quarter, 1), nn.Conv2d(second, eighth, 1)])
+        for layer in self.leave:
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
-    def forward(self, *parts: Tensor) -> Tensor:
-        """Parts (M, *, S, S) to (M, outputs, S, S)."""
-        x = self.enter(torch.cat(parts, dim=1))
-        for one in self.blocks:
-            x = x + one(x)
-        return self.leave(x)
+    def forward(self, seen: Tensor, quarter: Tensor, eighth: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
+        """What to add to quarter (M, *, S, S) and to eighth (M, *, S / 2, S / 2)."""
+        fine = self.down[0](self.enter[0](torch.cat([seen, quarter], dim=1)))
+        middle = self.down[1](self.enter[1](torch.cat([F.avg_pool2d(fine, 2), eighth], dim=1)))
+        deep = self.down[2](self.enter[2](torch.cat([F.avg_pool2d(middle, 2), coarse], dim=1)))
+        middle = self.up[1](middle + self.rise[1](_twice(deep)))
+        fine = self.up[0](fine + self.rise[0](_twice(middle)))
+        return self.leave[0](fine), self.leave[1](middle)
 
 
-def block(width: int) -> nn.Sequential:
-    """Two 3 x 3 convolutions, normalised before."""
-    layers = [(nn.GroupNorm(8, width), nn.GELU(), nn.Conv2d(width, width, 3, padding=1)) for _ in range(2)]
-    return nn.Sequential(*(layer for group in layers for layer in group))
+def _twice(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+class Residual(nn.Module):
+    """Two 3 x 3 convolutions, normalised before, beside what they are given."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        layers = [(nn.GroupNorm(8, width), nn.GELU(), nn.Conv2d(width, width, 3, padding=1)) for _ in range(2)]
+        self.layers = nn.Sequential(*(layer for group in layers for layer in group))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)

@@ -2,9 +2,10 @@
 
 `SamModel` of transformers, with some changes. A convolution stem in place of the patch embedding, whose finer features
 join the mask decoder where it upscales (as in SAM 2), and a small refiner after it. Prompts are drawn as well as
-encoded (the last answer, the box, the clicks) and compared with the image (`likeness`), because box tokens alone hardly
-begin to learn without SAM's billion masks; position codes are of low frequency, for the same reason. Encoder, prompt
-encoder and decoder stay SAM's, so that adapters, LoRA and prompts find the layers that their papers speak of.
+encoded (the last answer, the box, the clicks) and compared with the image (`likeness`) by a small U-Net, because box
+tokens alone hardly begin to learn without SAM's billion masks; position codes are of low frequency, for the same
+reason. Encoder, prompt encoder and decoder stay SAM's, so that adapters, LoRA and prompts find the layers that their
+papers speak of.
 """
 
 from typing import NamedTuple
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import SamConfig, SamMaskDecoderConfig, SamModel, SamPromptEncoderConfig, SamVisionConfig
 
-from medcook.sam.likeness import Mixer, certainty, depths, likeness
+from medcook.sam.likeness import Mixer, Residual, certainty, depths, likeness
 
 PATCH = 16
 SIZE, DENSE, FINE = 10 * PATCH, 40, 80
@@ -38,7 +39,7 @@ class Embedding(NamedTuple):
 
     def at(self, index: Tensor) -> "Embedding":
         """The rows that `index` names: one for each prompt."""
-        return Embedding(*(part[index] for part in self))
+        return Embedding(*(part.index_select(0, index.to(part.device)) for part in self))
 
 
 class Prompts(NamedTuple):
@@ -62,6 +63,8 @@ class ConvStem(nn.Module):
             nn.Sequential(nn.Conv2d(i, o, 3, stride=2, padding=1), nn.GroupNorm(8, o), nn.GELU())
             for i, o in zip(sides, sides[1:], strict=False)
         )
+        for step, channels in zip(self.steps, sides[1:-1], strict=False):
+            step.append(Residual(channels))
         self.finer: list[Tensor] = []
 
     def forward(self, pixel_values: Tensor) -> Tensor:
@@ -128,7 +131,7 @@ class SmallSam(nn.Module):
         self.skips = nn.ModuleList([nn.Conv2d(STEM[1], hidden // 4, 1), nn.Conv2d(STEM[0], hidden // 8, 1)])
         self.drawn = nn.Conv2d(3, hidden // 8, 3, padding=1)
         given = 5 + 3 * self.sam.vision_encoder.patch_embed.steps[0][0].out_channels
-        self.mixers = nn.ModuleList([Mixer(given + hidden // share, hidden // share) for share in (4, 8)])
+        self.mixer = Mixer(given, quarter=hidden // 8, eighth=hidden // 4, coarse=hidden)
         self.refiner = Refiner()
         masks = config.mask_decoder_config.num_multimask_outputs + 1
         self.trust, self.prior = nn.Parameter(torch.ones(masks)), nn.Parameter(torch.full((masks, 2), 0.5))
@@ -144,21 +147,24 @@ class SmallSam(nn.Module):
         fine, quarter, eighth = encoder.patch_embed.finer
         return Embedding(coarse, self.skips[0](eighth), self.skips[1](quarter), fine)
 
-    def decode(self, embedding: Embedding, prompts: Prompts) -> tuple[Tensor, Tensor]:
+    def decode(self, embedding: Embedding, prompts: Prompts, mixed: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Logits (B, 4, DENSE, DENSE) and predicted IoU (B, 4) of all masks: the single one, then three sizes of it.
 
         A place deep in the box, or in its ellipse, is more likely object, by weights that are learned.
         """
         decoder = self.sam.mask_decoder
-        embedding, sparse = self.prompted(embedding, prompts)
+        embedding, sparse = self.prompted(embedding, prompts, mixed)
         tokens, heads = decoder.mask_tokens.weight, decoder.output_hypernetworks_mlps
         logits, overlap = masks_of(self.sam, embedding, sparse, tokens, heads)
         depth = depths(prompts.boxes / SIZE, DENSE).clamp(-0.5, 0.5)
         logits = logits + 4 * torch.einsum("kd,bdhw->bkhw", self.prior, depth)
         return logits, overlap + self.trust * certainty(logits.detach().float())
 
-    def prompted(self, embedding: Embedding, prompts: Prompts) -> tuple[Embedding, Tensor]:
-        """The embedding with the dense prompts added, and the tokens (B, 1, tokens, hidden) of points and boxes."""
+    def prompted(self, embedding: Embedding, prompts: Prompts, mixed: Tensor | None = None) -> tuple[Embedding, Tensor]:
+        """The embedding with the dense prompts added, and the tokens (B, 1, tokens, hidden) of points and boxes.
+
+        mixed (B, 1, 1, 1): how much it counts what the mixer makes of the drawn prompt, 1 where nothing is said
+        """
         sparse, dense = self.sam.prompt_encoder(
             input_points=prompts.points[:, None],
             input_labels=prompts.labels[:, None],
@@ -166,13 +172,14 @@ class SmallSam(nn.Module):
             input_masks=prompts.dense,
         )
         sparse = torch.cat([sparse, self.box_tokens(prompts.boxes)], dim=2)
+        coarse, quarter, eighth = embedding.coarse + dense, embedding.quarter, embedding.eighth
         looks = F.avg_pool2d(embedding.fine.float(), FINE // DENSE)
         depth = depths(prompts.boxes / SIZE, DENSE)
         seen = torch.cat([prompts.dense, depth, likeness(looks, prompts.dense, depth)], dim=1)
-        coarser, finer = self.mixers
-        eighth = embedding.eighth + coarser(embedding.eighth, F.avg_pool2d(seen, 2))
-        quarter = embedding.quarter + self.drawn(prompts.dense) + finer(embedding.quarter, seen)
-        return Embedding(embedding.coarse + dense, eighth, quarter, embedding.fine), sparse
+        finer, coarser = self.mixer(seen, quarter, eighth, coarse)
+        if mixed is not None:
+            finer, coarser = mixed * finer, mixed * coarser
+        return Embedding(coarse, eighth + coarser, quarter + finer + self.drawn(prompts.dense), embedding.fine), sparse
 
     def box_tokens(self, boxes: Tensor) -> Tensor:
         """(B, 1, 2, hidden) corner tokens; those of no box (NaN) are SAM's token for no point."""

@@ -10,14 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medcook.errors import MedcookError
-from medcook.sam.model import DENSE, FINE, MOST_POINTS, PADDING, SIZE, Embedding, Prompts, SmallSam
-from medcook.sam.pretraining import draw_box, draw_points
+from medcook.sam.asking import draw_box, draw_points
+from medcook.sam.model import DENSE, MOST_POINTS, PADDING, SIZE, Embedding, Prompts, SmallSam
 from medcook.sam.prompts import Prompt
 
-KEPT = 64
+KEPT = 128
 """Embeddings that a predictor remembers."""
-ROOM = 2.0
-"""A zoomed window is at least so many times as long as the box; boxes that fill more of the image are not zoomed."""
+ROOMS = (2.0, 1.5, 2.8, 4.0)
+"""A zoomed window is so many times as long as the box. A box that is all that is asked is looked at in all of these and
+the answers are averaged: a close view shows a wall, a wide one what it surrounds. Other prompts: the first alone."""
 
 THRESHOLDS = torch.arange(-4, 2.25, 0.5)
 """Logits above which a place may count as object where a box was all that was asked."""
@@ -42,39 +43,43 @@ class Answer:
 class Predictor:
     """Answers prompts on 2-D images; an image is embedded once, whatever is asked of it.
 
-    zoom  look closer where a box is small: the window around it is embedded on its own
+    zoom   look closer where a box is small: the window around it is embedded on its own
+    tight  a box that is all that is asked ends where the object ends: its answer fills it (see `reaching`)
     """
 
-    def __init__(self, model: SmallSam, zoom: bool = True):
-        self.model, self.zoom = model.eval(), zoom
+    def __init__(self, model: SmallSam, zoom: bool = True, tight: bool = True):
+        self.model, self.zoom, self.tight = model.eval(), zoom, tight
         self.remembered: OrderedDict[str, Embedding] = OrderedDict()
 
     def __call__(self, image: np.ndarray, prompt: Prompt) -> Answer:
         """The answer to one prompt on an image (height, width)."""
         check_image(image)
         prompt.check(image.shape)
-        window = box_window(prompt.box, image.shape) if self.zoom and prompt.box else None
-        if window is None:
-            return self._answer(image, prompt)
-        left, top, right, bottom = window
-        part = self._answer(image[top:bottom, left:right], moved(prompt, window))
-        logits = np.full((len(part.iou), *image.shape), -20.0, np.float32)
-        logits[:, top:bottom, left:right] = part.logits
-        return Answer(logits > 0, part.iou, logits)
+        only_box = prompt.box is not None and prompt.mask is None and not (prompt.foreground or prompt.background)
+        rooms = ROOMS[: len(ROOMS) if only_box else 1] if self.zoom and prompt.box else ()
+        windows = {box_window(prompt.box, image.shape, room) for room in rooms} or {whole(image)}
+        views = [self._view(image, prompt, window) for window in sorted(windows)]
+        logits = torch.stack([part for part, _ in views]).nanmean(0).nan_to_num(nan=-20.0)
+        if self.tight and only_box:
+            logits = reaching(logits, prompt.box)
+        iou = torch.stack([part for _, part in views]).mean(0)
+        order = iou.argsort(descending=True)
+        logits = logits[order].numpy()
+        return Answer(logits > 0, iou[order].numpy().clip(0, 1), logits)
 
     @torch.no_grad()
-    def _answer(self, image: np.ndarray, prompt: Prompt) -> Answer:
-        factor = SIZE / max(image.shape)
-        embedding = self.embed(image)
-        logits, iou = self.model.decode(embedding, encode(prompt, factor))
+    def _view(self, image: np.ndarray, prompt: Prompt, window: tuple[int, int, int, int]) -> tuple[Tensor, Tensor]:
+        """Logits (K, height, width), NaN outside the window (left, top, right, bottom) looked at, and (K,) IoU."""
+        left, top, right, bottom = window
+        part, asked = image[top:bottom, left:right], moved(prompt, window)
+        embedding = self.embed(part)
+        logits, iou = self.model.decode(embedding, encode(asked, SIZE / max(part.shape)))
         several = len(prompt.foreground) == 1 and not prompt.background and prompt.box is None and prompt.mask is None
         chosen = slice(1, None) if several else slice(0, 1)
-        fine = self.model.refine(logits[:, chosen], embedding)
-        if prompt.box is not None and prompt.mask is None and not (prompt.foreground or prompt.background):
-            fine = reaching(fine, [edge * factor * FINE / SIZE for edge in prompt.box])
-        order = iou[0, chosen].argsort(descending=True)
-        fine, iou = restore(fine[:, order], image.shape)[0].numpy(), iou[0, chosen][order].numpy()
-        return Answer(fine > 0, iou.clip(0, 1), fine)
+        fine = restore(self.model.refine(logits[:, chosen], embedding), part.shape)[0]
+        seen = torch.full((len(fine), *image.shape), torch.nan)
+        seen[:, top:bottom, left:right] = fine
+        return seen, iou[0, chosen]
 
     @torch.no_grad()
     def embed(self, image: np.ndarray) -> Embedding:
@@ -87,28 +92,28 @@ class Predictor:
         return self.remembered[key]
 
 
-def reaching(logits: Tensor, box: list[float]) -> Tensor:
-    """Logits (1, K, S, S), shifted so that what is above 0 fills a tight box (left, top, right, bottom, in cells) best.
+def reaching(logits: Tensor, box: tuple[float, ...]) -> Tensor:
+    """Logits (K, height, width), shifted so that what is above 0 fills a tight box (left, top, right, bottom) best.
 
     A box says how far the object reaches. Of `THRESHOLDS`, that which gives the mask whose own box overlaps most; what
-    lies outside the box, by more than half a cell, is below 0.
+    lies outside the box, by more than half a pixel, is below 0.
     """
-    cells = torch.arange(logits.shape[-1], device=logits.device) + 0.5
-    columns, rows = ((cells > box[k] - 0.5) & (cells < box[2 + k] + 0.5) for k in (0, 1))
-    inside = rows[:, None] & columns
-    masks = (logits > THRESHOLDS.view(-1, 1, 1, 1).to(logits)) & inside
-    gain = box_overlap(masks, torch.tensor(box, device=logits.device)) - RELUCTANCE * THRESHOLDS.abs()[:, None].to(
-        logits
-    )
-    shifted = logits - THRESHOLDS.to(logits)[gain.argmax(0)][None, :, None, None]
+    inside = torch.ones(logits.shape[1:], dtype=torch.bool)
+    for axis, side in enumerate(inside.shape):
+        middle = torch.arange(side) + 0.5
+        within = (middle > box[1 - axis] - 0.5) & (middle < box[3 - axis] + 0.5)
+        inside &= within[:, None] if axis == 0 else within
+    masks = (logits > THRESHOLDS[:, None, None, None]) & inside
+    gain = box_overlap(masks, torch.tensor(box)) - RELUCTANCE * THRESHOLDS.abs()[:, None]
+    shifted = logits - THRESHOLDS[gain.argmax(0)][:, None, None]
     return torch.where(inside, shifted, shifted.clamp_max(-1))
 
 
 def box_overlap(masks: Tensor, box: Tensor) -> Tensor:
-    """(...): intersection over union of the boxes of masks (..., S, S) bool with a box (4,); 0 for an empty mask."""
-    rows, columns, side = masks.any(-1), masks.any(-2), masks.shape[-1]
+    """(...): intersection over union of the boxes of masks (..., H, W) bool with a box (4,); 0 for an empty mask."""
+    rows, columns = masks.any(-1), masks.any(-2)
     first = [found.float().argmax(-1) for found in (columns, rows)]
-    last = [side - found.flip(-1).float().argmax(-1) for found in (columns, rows)]
+    last = [found.shape[-1] - found.flip(-1).float().argmax(-1) for found in (columns, rows)]
     sides = [torch.minimum(last[k], box[2 + k]) - torch.maximum(first[k], box[k]) for k in (0, 1)]
     both = sides[0].clamp_min(0) * sides[1].clamp_min(0)
     area = (last[0] - first[0]) * (last[1] - first[1]) + (box[2] - box[0]) * (box[3] - box[1])
@@ -176,14 +181,19 @@ def thinned(points: list) -> list:
     return [points[round(k)] for k in np.linspace(0, len(points) - 1, MOST_POINTS)]
 
 
-def box_window(box: tuple[float, ...], shape: tuple[int, int]) -> tuple[int, int, int, int] | None:
-    """A square window (left, top, right, bottom) around a box, ROOM times its longer side; None where that is all."""
+def whole(image: np.ndarray) -> tuple[int, int, int, int]:
+    """The window (left, top, right, bottom) that is the image."""
+    return 0, 0, image.shape[1], image.shape[0]
+
+
+def box_window(box: tuple[float, ...], shape: tuple[int, int], room: float) -> tuple[int, int, int, int]:
+    """A square window (left, top, right, bottom) around a box, `room` times its longer side; at most the image."""
     height, width = shape
-    side = round(max(16.0, ROOM * max(box[2] - box[0], box[3] - box[1])))
+    side = round(max(16.0, room * max(box[2] - box[0], box[3] - box[1])))
     if side >= max(height, width):
-        return None
+        return 0, 0, width, height
     corner = [(box[0] + box[2] - side) / 2, (box[1] + box[3] - side) / 2]
-    left, top = (int(min(max(0, at), max(0, room - side))) for at, room in zip(corner, (width, height), strict=True))
+    left, top = (int(min(max(0, at), max(0, end - side))) for at, end in zip(corner, (width, height), strict=True))
     return left, top, min(width, left + side), min(height, top + side)
 
 
@@ -191,7 +201,7 @@ def moved(prompt: Prompt, window: tuple[int, int, int, int]) -> Prompt:
     """The prompt in the pixels of a window; points outside it are left out."""
     left, top, right, bottom = window
     inside = lambda points: tuple((x - left, y - top) for x, y in points if left <= x <= right and top <= y <= bottom)  # noqa: E731
-    box = (prompt.box[0] - left, prompt.box[1] - top, prompt.box[2] - left, prompt.box[3] - top)
+    box = prompt.box and tuple(edge - start for edge, start in zip(prompt.box, (left, top, left, top), strict=True))
     mask = None if prompt.mask is None else prompt.mask[top:bottom, left:right]
     return replace(
         prompt, foreground=inside(prompt.foreground), background=inside(prompt.background), box=box, mask=mask

@@ -1,17 +1,18 @@
 """How the small SAM learns: on scenes alone, prompted, corrected, asked how sure it is. One command, resumable.
 
-    python -m medcook.sam.pretraining --out FOLDER [--minutes N]
+    python -m medcook.sam.pretraining --out FOLDER [--plan gpu --device cuda] [--minutes N]
 
-Each step embeds a few scenes and asks for several targets in each. The first prompt is a click, a box, a scribble, or
-several of these; then clicks on what is still wrong correct the answer, as in SAM. Of three masks for one click the
-best one learns (a click on a ventricle may mean the ventricle or the heart); every other prompt trains the single mask.
-Everything random is a function of (seed, step).
+Each step embeds a few scenes, or close-ups of them, and asks for several targets in each. The first prompt is a click,
+a box, a scribble, or several of these; then clicks on what is still wrong correct the answer, as in SAM. Of three masks
+for one click the best one learns (a click on a ventricle may mean the ventricle or the heart); every other prompt
+trains the single mask. Everything random is a function of (seed, step).
 """
 
 import json
+import os
 import time
-from dataclasses import asdict, dataclass
-from functools import lru_cache
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +20,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import AdamW
+from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from medcook.methods import follow
-from medcook.sam.model import DENSE, FINE, MOST_POINTS, PADDING, SIZE, Embedding, Prompts, SmallSam
-from medcook.sam.scenes import Scene, appearance, scene
+from medcook.sam.appearance import appearance, close_up, cut_off
+from medcook.sam.asking import corrected, first_prompts
+from medcook.sam.model import DENSE, FINE, Embedding, Prompts, SmallSam
+from medcook.sam.scenes import SMALLEST, Scene, scene
 
 CHECKPOINT_SECONDS = 120.0
+LOGGED = 20
+"""Steps between two lines of the log."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,8 @@ class Plan:
     images, objects   scenes a step, and targets in each
     rounds            answers to a prompt: the first, and those after a correcting click
     bank              scenes that are built and kept; their appearance is drawn anew at every use
+    close             share of the images that are close-ups of a target, as the predictor looks at a small box
+    plain             share of the answers that go without the mixer, so that SAM's own parts learn to do without it
     rate, warmup, cooldown   learning rate: up over the first steps, constant, down to zero over the last share
     average           decay per step of the moving average of the weights, which is what is kept
     """
@@ -44,6 +52,8 @@ class Plan:
     objects: int = 4
     rounds: int = 2
     bank: int = 4000
+    close: float = 0.5
+    plain: float = 0.2
     rate: float = 1e-3
     decay: float = 0.02
     warmup: int = 150
@@ -57,115 +67,72 @@ class Plan:
         return self.rate * min(1.0, (step + 1) / self.warmup, left)
 
 
-@lru_cache(maxsize=8000)
+PLANS = {
+    "laptop": Plan(),
+    "gpu": Plan(steps=2578, images=48, objects=5, rounds=3, bank=10_000, warmup=322, cooldown=0.4, average=0.999),
+}
+"""`laptop` takes about an hour of two cores; of `gpu` the shipped weights are made, in minutes of a large GPU."""
+
+BANK: dict[int, Scene] = {}
+"""Scenes that were built."""
+
+
 def remembered(seed: int) -> Scene:
-    """A scene of the bank."""
-    return scene(seed)
+    """A scene of the bank, built when it is first asked for."""
+    if seed not in BANK:
+        BANK[seed] = scene(seed)
+    return BANK[seed]
+
+
+def build(plan: Plan, workers: int) -> None:
+    """Build the whole bank, by so many processes."""
+    missing = [seed for seed in range(plan.bank) if seed not in BANK]
+    with ProcessPoolExecutor(workers) as pool:
+        BANK.update(zip(missing, pool.map(scene, missing, chunksize=32), strict=True))
 
 
 def draw(plan: Plan, step: int) -> tuple[Tensor, Tensor]:
     """The scenes of a step: images (B, 1, SIZE, SIZE) and targets (B, objects, SIZE, SIZE) bool."""
-    images, targets = [], []
-    for k in range(plan.images):
-        rng = np.random.default_rng([plan.seed, step, k])
-        found = remembered(int(rng.integers(plan.bank)))
-        image = appearance(found.regions, rng)
-        chosen = rng.choice(len(found.targets), plan.objects, replace=len(found.targets) < plan.objects)
-        masks = np.stack([found.mask(number) for number in chosen])
-        turns, mirrored = int(rng.integers(4)), rng.random() < 0.5
-        image, masks = (np.rot90(part, turns, axes=(-2, -1)) for part in (image, masks))
-        if mirrored:
-            image, masks = image[..., ::-1], masks[..., ::-1]
-        images.append(torch.from_numpy(image.copy())[None])
-        targets.append(torch.from_numpy(masks.copy()))
-    return torch.stack(images), torch.stack(targets)
+    drawn = [draw_one(plan, np.random.default_rng([plan.seed, step, k])) for k in range(plan.images)]
+    images, targets = (torch.from_numpy(np.stack(part)) for part in zip(*drawn, strict=True))
+    return images[:, None], targets
 
 
-def first_prompts(masks: Tensor, rng: torch.Generator) -> tuple[Prompts, Tensor]:
-    """Random prompts for masks (M, SIZE, SIZE), and (M,) bool: which are a single click and may mean several things."""
-    kind = torch.rand(len(masks), generator=rng)
-    single = kind < 0.3
-    boxed = (kind >= 0.3) & (kind < 0.75)
-    scribbled = kind >= 0.85
-    points = torch.zeros(len(masks), MOST_POINTS, 2)
-    labels = torch.full((len(masks), MOST_POINTS), PADDING)
-    count = torch.where(single, 1, torch.randint(1, 4, (len(masks),), generator=rng))
-    count = torch.where(boxed & (kind < 0.65), 0, count)
-    inside = pick(masks, 3, rng)
-    for k in range(3):
-        here = count > k
-        points[here, k], labels[here, k] = inside[here, k], 1
-    boxes = torch.where(boxed[:, None], loose_boxes(masks, rng), torch.nan)
-    dense = torch.zeros(len(masks), 3, DENSE, DENSE)
-    draw_box(dense, boxes)
-    draw_points(dense, points, labels)
-    strokes = scribbles(masks[scribbled], rng)
-    dense[scribbled, 2] = torch.maximum(dense[scribbled, 2], strokes)
-    return Prompts(points, labels, boxes, dense), single
+def draw_one(plan: Plan, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """One image (SIZE, SIZE) and `plan.objects` targets in it (objects, SIZE, SIZE) bool, some perhaps twice."""
+    found = remembered(int(rng.integers(plan.bank)))
+    image = appearance(found.seen, rng)
+    masks = np.stack([found.mask(number) for number in range(len(found.targets))])
+    if rng.random() < plan.close:
+        image, masks = close_up(image, masks, rng)
+    turns, mirrored = int(rng.integers(4)), rng.random() < 0.5
+    image, masks = (np.rot90(part, turns, axes=(-2, -1)) for part in (image, masks))
+    if mirrored:
+        image, masks = image[..., ::-1], masks[..., ::-1]
+    if rng.random() < 0.2:
+        image, masks = cut_off(image, masks, rng)
+    areas = masks.sum((1, 2))
+    kept = np.flatnonzero(areas >= min(SMALLEST, areas.max()))
+    chosen = rng.choice(kept, plan.objects, replace=len(kept) < plan.objects)
+    return np.ascontiguousarray(image), np.ascontiguousarray(masks[chosen])
 
 
-def pick(masks: Tensor, count: int, rng: torch.Generator) -> Tensor:
-    """(M, count, 2) random points x, y inside masks (M, H, W), in input pixels."""
-    height, width = masks.shape[-2:]
-    where = torch.multinomial(masks.flatten(1).float() + 1e-9, count, generator=rng)
-    xy = torch.stack([where % width, where // width], dim=2).float() + 0.5
-    return xy * (SIZE / width)
+@dataclass(frozen=True)
+class Drawn(Dataset):
+    """Scenes by step, so that other processes can draw ahead."""
+
+    plan: Plan
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+        return draw(self.plan, step)
 
 
-def loose_boxes(masks: Tensor, rng: torch.Generator) -> Tensor:
-    """(M, 4) left, top, right, bottom of masks, each side moved by up to a twentieth of the box, or two pixels."""
-    rows, columns = masks.any(2), masks.any(1)
-    left, top = columns.float().argmax(1), rows.float().argmax(1)
-    right, bottom = SIZE - columns.flip(1).float().argmax(1), SIZE - rows.flip(1).float().argmax(1)
-    boxes = torch.stack([left, top, right, bottom], dim=1).float()
-    slack = ((boxes[:, 2:] - boxes[:, :2]) / 20).clamp_min(2).repeat(1, 2)
-    calm = (torch.rand(len(masks), 1, generator=rng) < 0.7).float()  # mostly tight boxes
-    return (boxes + (torch.rand(boxes.shape, generator=rng) * 2 - 1) * slack * (1 - 0.75 * calm)).clamp(0, SIZE)
-
-
-def draw_box(dense: Tensor, boxes: Tensor) -> None:
-    """Draw boxes (M, 4) into channel 1 of the dense prompts; rows without a box (NaN) stay 0."""
-    centres = (torch.arange(DENSE) + 0.5) * (SIZE / DENSE)
-    left, top, right, bottom = boxes[:, :, None].unbind(1)
-    inside = ((centres > top) & (centres < bottom))[:, :, None] & ((centres > left) & (centres < right))[:, None]
-    dense[:, 1] = torch.where(boxes.isnan().any(1)[:, None, None], 0.0, inside * 2.0 - 1)
-
-
-def draw_points(dense: Tensor, points: Tensor, labels: Tensor) -> None:
-    """Draw points as soft dots into channel 2 of the dense prompts: 1 for foreground, -1 for background."""
-    centres = (torch.arange(DENSE) + 0.5) * (SIZE / DENSE)
-    near = lambda k: torch.exp(-(((points[..., k, None] - centres) / 5.0) ** 2))  # noqa: E731
-    dots = near(1)[..., :, None] * near(0)[..., None, :]
-    dense[:, 2] = (dots * (labels == 1)[..., None, None]).amax(1) - (dots * (labels == 0)[..., None, None]).amax(1)
-
-
-def scribbles(masks: Tensor, rng: torch.Generator) -> Tensor:
-    """(M, DENSE, DENSE) strokes: straight lines between three points of each mask, where they run inside it."""
-    ends = pick(masks, 4, rng)
-    along = torch.linspace(0, 1, 40)[:, None]
-    path = torch.cat([ends[:, None, k] * (1 - along) + ends[:, None, k + 1] * along for k in range(3)], dim=1)
-    strokes = torch.zeros(len(masks), DENSE, DENSE)
-    for stroke, mask, line in zip(strokes, masks, path, strict=True):
-        x, y = line.long().clamp(0, SIZE - 1).unbind(1)
-        kept = mask[y, x]
-        stroke[y[kept] * DENSE // SIZE, x[kept] * DENSE // SIZE] = 1.0
-    return strokes
-
-
-def corrected(prompts: Prompts, logits: Tensor, truth: Tensor, round_: int, rng: torch.Generator) -> Prompts:
-    """The prompts with a click on a random wrong pixel of logits (M, DENSE, DENSE), and with the answer itself."""
-    wrong = (logits > 0) != (truth > 0.5)
-    point = pick(wrong, 1, rng)[:, 0]
-    x, y = (point * (DENSE / SIZE)).long().clamp(0, DENSE - 1).unbind(1)
-    label = (truth[torch.arange(len(truth)), y, x] > 0.5).long()
-    label = torch.where(wrong.flatten(1).any(1), label, PADDING)
-    points, labels = prompts.points.clone(), prompts.labels.clone()
-    points[:, 2 + round_], labels[:, 2 + round_] = point, label
-    dense, strokes = prompts.dense.clone(), prompts.dense[:, 2]
-    draw_points(dense, points, labels)
-    dense[:, 2] = torch.where(strokes.abs() > dense[:, 2].abs(), strokes, dense[:, 2])
-    dense[:, 0] = (logits / 8).clamp(-1, 1)
-    return Prompts(points, labels, prompts.boxes, dense)
+def drawing(plan: Plan, first: int, workers: int) -> DataLoader:
+    """The scenes of steps from `first` on, in turn, drawn ahead by so many processes (0: when they are asked for)."""
+    if workers:
+        build(plan, workers)
+    ahead = {"prefetch_factor": 4, "multiprocessing_context": "fork"} if workers else {}
+    return DataLoader(Drawn(plan), None, sampler=range(first, plan.steps), num_workers=workers, **ahead)
 
 
 def mask_loss(logits: Tensor, truth: Tensor) -> Tensor:
@@ -189,14 +156,14 @@ def extent_loss(logits: Tensor, truth: Tensor) -> Tensor:
     return total
 
 
-def step_loss(model: SmallSam, plan: Plan, step: int, device: str = "cpu") -> tuple[Tensor, float]:
-    """The loss of a step and the mean IoU of its last answers."""
-    rng = torch.Generator().manual_seed(plan.seed * 1_000_003 + step)
-    images, targets = draw(plan, step)
+def step_loss(model: SmallSam, plan: Plan, drawn: tuple[Tensor, Tensor], rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The loss of answering prompts for the targets of scenes, see `draw`, and the mean IoU of the last answers."""
+    images, targets = drawn
     masks = targets.flatten(0, 1)
     prompts, single = first_prompts(masks, rng)
-    embedding = model.embed(images.to(device)).at(torch.arange(plan.images).repeat_interleave(plan.objects))
-    return answering_loss(model, embedding, masks, prompts, single, plan.rounds, rng)
+    embedding = model.embed(images).at(torch.arange(len(masks), device=masks.device) // plan.objects)
+    mixed = (torch.rand(len(masks), 1, 1, 1, generator=rng, device=rng.device) >= plan.plain).float()
+    return answering_loss(model, embedding, masks, prompts, single, plan.rounds, rng, mixed)
 
 
 def answering_loss(
@@ -207,33 +174,38 @@ def answering_loss(
     single: Tensor,
     rounds: int,
     rng: torch.Generator,
-) -> tuple[Tensor, float]:
+    mixed: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """The loss of answering prompts for masks (M, SIZE, SIZE) bool, a row of the embedding each; mean IoU at the end.
 
     single  (M,) bool: which prompts are a click that may mean several things, so that the best of three masks learns
     rounds  answers to a prompt: the first, and those after a correcting click, each for half of those before it
+    rng     corrections are drawn on its device
+    mixed   (M, 1, 1, 1) how much the model's mixer counts, if not fully
     """
     device = embedding.coarse.device
     low, fine = (F.adaptive_avg_pool2d(masks[:, None].float(), side)[:, 0].to(device) for side in (DENSE, FINE))
-    total = 0.0
+    single, total = single.to(device), 0.0
     for round_ in range(1, rounds + 1):
-        logits, predicted = model.decode(embedding, Prompts(*(part.to(device) for part in prompts)))
+        logits, predicted = model.decode(embedding, Prompts(*(part.to(device) for part in prompts)), mixed)
         logits, predicted = logits.float(), predicted.float()
         losses = mask_loss(logits, low[:, None].expand_as(logits))
-        best = torch.where(single.to(device) & (round_ == 1), losses[:, 1:].argmin(1) + 1, 0)
-        rows = torch.arange(len(best), device=device)
+        best = torch.where(single & (round_ == 1), losses[:, 1:].argmin(1) + 1, 0)[:, None]
+        chosen = lambda each: each.gather(1, best)[:, 0]  # noqa: B023, E731
         overlap = iou(logits.detach(), low[:, None])
-        answer = logits[rows, best]
-        total = total + losses[rows, best].mean() + extent_loss(answer, low).mean() + F.mse_loss(predicted, overlap)
+        answer = logits.gather(1, best[:, :, None, None].expand(-1, 1, *logits.shape[2:]))[:, 0]
+        total = total + chosen(losses).mean() + extent_loss(answer, low).mean() + F.mse_loss(predicted, overlap)
+        score = chosen(overlap).mean()
         if round_ < rounds:  # half of them: a correction costs as much as a first answer, and is learned faster
-            half = torch.randperm(len(rows), generator=rng)[: (len(rows) + 1) // 2]
-            prompts, answer = Prompts(*(part[half] for part in prompts)), answer.detach().cpu()[half]
-            half = half.to(device)
-            embedding, low, fine, single = embedding.at(half), low[half], fine[half], single.to(device)[half]
-            prompts = corrected(prompts, answer, low.cpu(), round_, rng)
+            embedding, prompts = (
+                Embedding(*(part[::2] for part in embedding)),
+                Prompts(*(part[::2] for part in prompts)),
+            )
+            answer, low, fine, single = answer[::2], low[::2], fine[::2], single[::2]
+            mixed = None if mixed is None else mixed[::2]
+            prompts = corrected(prompts, answer.detach().to(rng.device), low.to(rng.device), round_, rng)
     sharp = model.refine(answer[:, None], embedding)[:, 0].float()
-    total = total + mask_loss(sharp, fine).mean()
-    return total, float(overlap[rows, best].mean())
+    return total + mask_loss(sharp, fine).mean(), score
 
 
 def iou(logits: Tensor, truth: Tensor) -> Tensor:
@@ -242,12 +214,69 @@ def iou(logits: Tensor, truth: Tensor) -> Tensor:
     return (guess & real).sum((-2, -1)) / (guess | real).sum((-2, -1)).clamp_min(1)
 
 
+class Learner:
+    """Turns the scenes of a step into gradients: __call__(step, drawn) gives loss and mean IoU."""
+
+    def __init__(self, model: SmallSam, plan: Plan, device: str, low_precision: bool):
+        self.model, self.plan, self.device, self.low_precision = model, plan, device, low_precision
+
+    def __call__(self, step: int, drawn: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        rng = torch.Generator(self.device).manual_seed(self.plan.seed * 1_000_003 + step)
+        self.model.zero_grad(set_to_none=True)
+        return self.learn(tuple(part.to(self.device) for part in drawn), rng)
+
+    def learn(self, drawn: tuple[Tensor, Tensor], rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.low_precision, cache_enabled=False):
+            loss, score = step_loss(self.model, self.plan, drawn, rng)
+        loss.backward()
+        return loss.detach(), score
+
+
+class Replayed(Learner):
+    """The same on a GPU, recorded once and replayed: its thousands of small kernels take longer to launch than to run.
+
+    Prompts are drawn by the GPU's own generator, so a run that was interrupted ends alike, not with the same bits.
+    """
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, step: int, drawn: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        if self.graph is None:
+            self.record(drawn)
+        for mine, given in zip(self.drawn, drawn, strict=True):
+            mine.copy_(given)
+        self.graph.replay()
+        return tuple(part.clone() for part in self.found)
+
+    def record(self, drawn: tuple[Tensor, Tensor]) -> None:
+        """Three steps to warm up on a stream of their own, then one that is recorded; none of them changes weights."""
+        self.drawn = tuple(part.to(self.device) for part in drawn)
+        rng, side = torch.cuda.default_generators[torch.cuda.current_device()], torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                self.learn(self.drawn, rng)
+                self.model.zero_grad(set_to_none=True)
+        torch.cuda.current_stream().wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.found = self.learn(self.drawn, rng)
+
+
 def pretrain(
-    plan: Plan, folder: Path, minutes: float | None = None, device: str = "cpu", low_precision: bool | None = None
+    plan: Plan,
+    folder: Path,
+    minutes: float | None = None,
+    device: str = "cpu",
+    low_precision: bool | None = None,
+    workers: int = 0,
 ) -> SmallSam:
     """Train for the plan's steps, or for so many minutes; goes on from folder/state.pt where that is there.
 
     low_precision  bfloat16; if nothing is said, on a GPU and where it was timed to be faster
+    workers        processes that draw scenes ahead
 
     Writes folder/log.jsonl (one line every 20 steps) and state.pt. Returns the moving average of the weights.
     """
@@ -255,36 +284,38 @@ def pretrain(
     torch.manual_seed(plan.seed)
     model, average = SmallSam().to(device), SmallSam().to(device).requires_grad_(False)
     average.load_state_dict(model.state_dict())
-    optimiser = AdamW(model.parameters(), lr=plan.rate, weight_decay=plan.decay, betas=(0.9, 0.98))
-    step, seconds, path = 0, 0.0, folder / "state.pt"
+    on_gpu = device != "cpu"
+    optimiser = AdamW(model.parameters(), plan.rate, betas=(0.9, 0.98), weight_decay=plan.decay, fused=on_gpu)
+    first, seconds, path = 0, 0.0, folder / "state.pt"
     if path.exists():
         state = torch.load(path, weights_only=True, map_location=device)
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])
-        step, seconds = state["step"], state["seconds"]
+        first, seconds = state["step"], state["seconds"]
+    if first >= plan.steps:
+        return average
     began = saved = time.monotonic()
     spent = lambda: seconds + time.monotonic() - began  # noqa: E731
     losses, scores = [], []
-    low_precision = device != "cpu" or _bfloat16_pays() if low_precision is None else low_precision
-    bar = tqdm(range(step, plan.steps), initial=step, total=plan.steps, mininterval=30)
-    for step in bar:
+    low_precision = on_gpu or _bfloat16_pays() if low_precision is None else low_precision
+    learn = (Replayed if on_gpu else Learner)(model, plan, device, low_precision)
+    bar = tqdm(drawing(plan, first, workers), initial=first, total=plan.steps, mininterval=30)
+    for step, drawn in enumerate(bar, start=first):
         for group in optimiser.param_groups:
             group["lr"] = plan.rate_at(step)
-        with torch.autocast(device, torch.bfloat16, enabled=low_precision):
-            loss, score = step_loss(model, plan, step, device)
-        loss.backward()
+        loss, score = learn(step, drawn)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
         follow(average, model, min(plan.average, (step + 1) / (step + 10)))
-        losses.append(loss.item())
+        losses.append(loss)
         scores.append(score)
         late = minutes is not None and time.monotonic() - began > 60 * minutes
-        if len(losses) == 20:
-            line = {"step": step + 1, "loss": np.mean(losses), "iou": np.mean(scores), "seconds": round(spent())}
+        if len(losses) == LOGGED:
+            means = {"loss": torch.stack(losses).mean().item(), "iou": torch.stack(scores).mean().item()}
             with (folder / "log.jsonl").open("a") as log:
-                log.write(json.dumps({k: round(float(v), 4) for k, v in line.items()}) + "\n")
+                line = {"step": step + 1, **{k: round(v, 4) for k, v in means.items()}, "seconds": round(spent())}
+                log.write(json.dumps(line) + "\n")
             losses, scores = [], []
         if late or step + 1 == plan.steps or time.monotonic() - saved > CHECKPOINT_SECONDS:
             parts = {"model": model, "average": average, "optimiser": optimiser}
@@ -314,11 +345,14 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--plan", choices=PLANS, default="laptop")
     parser.add_argument("--minutes", type=float)
-    parser.add_argument("--steps", type=int, default=Plan.steps)
+    parser.add_argument("--steps", type=int, help="another number of steps than the plan's")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
-    pretrain(Plan(steps=args.steps), args.out, args.minutes, args.device)
+    plan = PLANS[args.plan] if args.steps is None else replace(PLANS[args.plan], steps=args.steps)
+    workers = 0 if args.device == "cpu" else max(1, (os.cpu_count() or 1) - 1)
+    pretrain(plan, args.out, args.minutes, args.device, workers=workers)
 
 
 if __name__ == "__main__":

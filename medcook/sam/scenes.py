@@ -2,9 +2,7 @@
 
 A scene is a map of numbered regions and a list of targets, each a set of regions: random closed curves, boxes, tubes,
 rings with something inside, nested and paired objects over a background of tissue-like regions, all under one smooth
-random deformation. Its appearance is drawn apart from it, in the spirit of SynthSeg (Billot et al. 2023) and
-ScribblePrompt (Wong et al. 2024): each region gets its own grey value and texture, then come a bias field, blur, a
-coarser resolution and noise. Scene and appearance are functions of their seeds.
+random deformation. Its appearance is drawn apart from it (`appearance.py`). A scene is a function of its seed.
 """
 
 from dataclasses import dataclass
@@ -24,10 +22,19 @@ Shape = np.ndarray
 
 @dataclass(frozen=True)
 class Scene:
-    """regions (SIZE, SIZE) uint8, numbered from 0; targets are tuples of region numbers."""
+    """regions (SIZE, SIZE) uint8, numbered from 0; targets are tuples of region numbers.
+
+    looks (256,) uint8: as which region each region looks, mostly as itself
+    """
 
     regions: np.ndarray
     targets: tuple[tuple[int, ...], ...]
+    looks: np.ndarray
+
+    @property
+    def seen(self) -> np.ndarray:
+        """(SIZE, SIZE) uint8 regions of one look each: what `appearance` takes."""
+        return self.looks[self.regions]
 
     def mask(self, target: int) -> np.ndarray:
         """(SIZE, SIZE) bool of one target."""
@@ -53,11 +60,14 @@ class Painter:
     def __init__(self, background: np.ndarray):
         self.regions = background.astype(np.uint8)
         self.count = self.tissues = int(background.max()) + 1
+        self.looks = np.arange(256, dtype=np.uint8)
         self.targets = [(number,) for number in range(self.count)]
 
-    def paint(self, shape: Shape) -> int:
-        """A new region; its number."""
+    def paint(self, shape: Shape, like: int | None = None) -> int:
+        """A new region, which may look like another; its number."""
         self.regions[shape] = self.count
+        if like is not None:
+            self.looks[self.count] = self.looks[like]
         self.count += 1
         return self.count - 1
 
@@ -73,7 +83,7 @@ class Painter:
         if not keep:  # everything was covered or cut off: one plain disc in the middle
             rows, columns = np.ogrid[:SIZE, :SIZE]
             keep = [(self.paint((rows - SIZE / 2) ** 2 + (columns - SIZE / 2) ** 2 < (SIZE / 6) ** 2),)]
-        return Scene(self.regions, tuple(keep))
+        return Scene(self.regions, tuple(keep), self.looks)
 
 
 def in_one_piece(mask: Shape, share: float = 0.9) -> bool:
@@ -165,9 +175,14 @@ def ring(painter: Painter, x, y, rng) -> None:
     again = np.random.default_rng()
     again.bit_generator.state = state
     shift = rng.normal(0, 0.04, 2) * radius
-    inner = outline(x, y, again, radius * thin, centre + shift, rough) < 1
-    cavity = painter.paint(inner & (level < 1))
-    filled = (cavity, *intruders(painter, x, y, rng, painter.regions == cavity)) if rng.random() < 0.4 else (cavity,)
+    inner = outline(x, y, again, radius * thin, centre + shift, rough)
+    cavity = painter.paint((inner < 1) & (level < 1))
+    like = wall if rng.random() < 0.75 else None
+    filled = [cavity]
+    if rng.random() < 0.4:
+        filled += intruders(painter, x, y, rng, painter.regions == cavity, like)
+    if rng.random() < 0.4:
+        filled.append(painter.paint(bites(rng, inner) & (painter.regions == cavity), like))
     painter.target(wall)
     painter.target(*filled)
     if rng.random() < 0.25:  # open: a mandible, a horseshoe
@@ -178,14 +193,22 @@ def ring(painter: Painter, x, y, rng) -> None:
         painter.target(wall, *filled)
 
 
-def intruders(painter: Painter, x, y, rng, cavity: Shape) -> list[int]:
-    """One to five small things at the border of a cavity that count as cavity, as papillary muscles do in a heart."""
+def bites(rng: np.random.Generator, level: np.ndarray) -> Shape:
+    """What a ragged border takes from inside a level of 1, as trabeculae do from a ventricle."""
+    return level > 1 - rng.uniform(0.1, 0.6) * np.maximum(smooth(rng, int(rng.integers(10, 30))), 0)
+
+
+def intruders(painter: Painter, x, y, rng, cavity: Shape, like: int | None = None) -> list[int]:
+    """One to five small things at the border of a cavity that count as cavity, as papillary muscles do in a heart.
+
+    like  the region that they look like, or None: each as itself
+    """
     border = np.argwhere(cavity & ~ndimage.binary_erosion(cavity, iterations=max(1, int(cavity.sum() ** 0.5 / 8))))
     numbers, size = [], (cavity.sum() / np.pi) ** 0.5 * 2 / SIZE
     for _ in range(int(rng.integers(1, 6)) if len(border) else 0):
         row, column = border[rng.integers(len(border))]
         small = outline(x, y, rng, size * rng.uniform(0.1, 0.35), (x[row, column], y[row, column]), 0.2) < 1
-        numbers.append(painter.paint(small & cavity))
+        numbers.append(painter.paint(small & cavity, like))
     return numbers
 
 
@@ -222,68 +245,3 @@ def pair(painter: Painter, x, y, rng) -> None:
 
 KINDS = (blob, block, tube, ring, nested, pair)
 CHANCES = (0.23, 0.07, 0.11, 0.34, 0.13, 0.12)
-
-
-def appearance(regions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """An image (SIZE, SIZE) float32 of a scene, zero mean and unit variance.
-
-    Often what is seen ends a little beside the border that is true by convention, as where annotators close a contour
-    over muscles, or fat blurs into a wall: then a box that is tight says more than the image.
-    """
-    count = int(regions.max()) + 1
-    if rng.random() < 0.6:
-        regions = displaced(regions, rng, rng.uniform(0, 4))
-    grey = rng.uniform(0, 1, count).astype(np.float32)
-    if rng.random() < 0.45:  # few grey values, as where many tissues look alike
-        grey = np.round(grey * (levels := rng.integers(2, 5))) / levels + rng.normal(0, 0.04, count).astype(np.float32)
-    image = grey[regions]
-    amount = (rng.exponential(0.08, count) * (rng.random(count) < 0.7)).astype(np.float32)
-    for scale in rng.choice([5, 10, 20, 40, 80], 2, replace=False):
-        image += amount[regions] * smooth(rng, int(scale)) if scale < 40 else amount[regions] * grain(rng, int(scale))
-    if rng.random() < 0.6:
-        image *= np.exp(rng.uniform(0, 0.35) * smooth(rng, int(rng.integers(1, 4))))
-    if rng.random() < 0.3:  # what is bright swells, or shrinks
-        image = (ndimage.grey_dilation, ndimage.grey_erosion)[rng.integers(2)](image, size=int(rng.choice([3, 5])))
-    if rng.random() < 0.4:
-        image = coarse(image, rng.uniform(1.3, 4))
-    elif rng.random() < 0.7:
-        image = ndimage.gaussian_filter(image, rng.uniform(0.3, 1.6))
-    image = noisy(image, rng)
-    if rng.random() < 0.5:
-        low, high = image.min(), image.max()
-        image = ((image - low) / (high - low + 1e-6)) ** np.exp(rng.uniform(-0.6, 0.6))
-    return ((image - image.mean()) / (image.std() + 1e-6)).astype(np.float32)
-
-
-def displaced(regions: np.ndarray, rng: np.random.Generator, pixels: float) -> np.ndarray:
-    """The regions, each border moved here and there by about so many pixels."""
-    places = np.indices(regions.shape)
-    moves = np.stack([smooth(rng, int(rng.integers(6, 14))) for _ in range(2)])
-    rows, columns = np.clip(np.round(places + pixels * moves), 0, SIZE - 1).astype(int)
-    return regions[rows, columns]
-
-
-def grain(rng: np.random.Generator, cells: int) -> np.ndarray:
-    """(SIZE, SIZE) blocky random texture, `cells` values a side."""
-    return np.kron(rng.standard_normal((cells, cells)), np.ones((SIZE // cells,) * 2)).astype(np.float32)
-
-
-def coarse(image: np.ndarray, factor: float) -> np.ndarray:
-    """The image as a scanner of `factor` times coarser pixels shows it, interpolated back."""
-    small = max(20, round(SIZE / factor))
-    soft = torch.from_numpy(ndimage.gaussian_filter(image, factor / 2.5))[None, None]
-    seen = F.interpolate(soft, (small, small), mode="bilinear", align_corners=False)
-    return F.interpolate(seen, (SIZE, SIZE), mode="bilinear", align_corners=False)[0, 0].numpy()
-
-
-def noisy(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Gaussian, Rician or speckle noise, or none."""
-    level, kind = rng.exponential(0.06) * image.std() * 3, rng.integers(4)
-    field = rng.standard_normal((2, *image.shape), dtype=np.float32) * np.float32(level)
-    if kind == 1:
-        return image + field[0]
-    if kind == 2:
-        return np.hypot(image + field[0], field[1])
-    if kind == 3:
-        return image * (1 + ndimage.gaussian_filter(field[0], rng.uniform(0, 1.2)) * 2)
-    return image

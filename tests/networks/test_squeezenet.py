@@ -7,7 +7,16 @@ import torch
 
 from medcook.errors import MedcookError
 from medcook.networks import parameters
-from medcook.networks.squeezenet import CODES, FEATURES, SqueezeNet, decode, layers, load_squeezenet, read_compressed
+from medcook.networks.squeezenet import (
+    CODES,
+    FEATURES,
+    SqueezeNet,
+    _pretrained,
+    decode,
+    layers,
+    load_squeezenet,
+    read_compressed,
+)
 
 SHAPES = [(4, 3, 3, 3), (2, 4, 1, 1), (40, 2, 1, 1)]
 
@@ -85,6 +94,17 @@ def test_the_published_weights_fit_to_the_last_byte(mirror):
     assert features.conv10 is None and not features.training
     images = torch.randn(1, 3, 64, 64) * 60
     torch.testing.assert_close(features(images), whole.features(images))
+
+
+@pytest.mark.mirror
+def test_the_first_loading_draws_as_few_random_numbers_as_the_next(mirror):
+    _pretrained.cache_clear()
+    following = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        load_squeezenet()
+        following.append(torch.rand(1).item())
+    assert following[0] == following[1]
 
 
 @pytest.mark.mirror

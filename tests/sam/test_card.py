@@ -50,3 +50,16 @@ def test_without_weights_the_way_to_them_is_said(monkeypatch, tmp_path):
     monkeypatch.setattr(card, "SMALL", tmp_path / "none.safetensors")
     with pytest.raises(MedcookError, match="weights are not there"):
         measured(tmp_path / "scores.json")
+
+
+def test_content_is_put_between_its_marks():
+    assert card.put("a <!--b--> old <!--e--> c", "<!--b-->", "<!--e-->", "new") == "a <!--b-->\nnew\n<!--e--> c"
+
+
+def test_development_scores_are_a_line_a_method():
+    table = pd.DataFrame({"wall": [0.5, 0.75], "cavity": [1.0, 0.25]}, index=["ours", "ellipse"])
+    lines = card.development_card(table).splitlines()
+    assert lines[0] == "| | wall | cavity | mean |" and lines[2:] == [
+        "| ours | 0.500 | 1.000 | 0.750 |",
+        "| ellipse | 0.750 | 0.250 | 0.500 |",
+    ]

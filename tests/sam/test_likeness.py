@@ -4,9 +4,9 @@ import pytest
 import torch
 from scipy import ndimage
 
+from medcook.sam.asking import draw_box, draw_points
 from medcook.sam.likeness import Mixer, certainty, depths, likeness, shown
 from medcook.sam.model import DENSE, SIZE
-from medcook.sam.pretraining import draw_box, draw_points
 
 BOX = torch.tensor([[40.0, 60.0, 80.0, 120.0]])  # cells 10 .. 19 and 15 .. 29
 
@@ -84,9 +84,23 @@ def test_certainty_is_the_expected_overlap():
     assert certainty(torch.full((3, 2, 2), -30.0)).tolist() == pytest.approx([0, 0, 0])
 
 
-def test_a_mixer_starts_by_adding_nothing():
-    mixer = Mixer(5, 7)
-    found = mixer(torch.randn(2, 2, 9, 9), torch.randn(2, 3, 9, 9))
-    assert found.shape == (2, 7, 9, 9) and found.abs().max() == 0
-    found.sum().backward()
-    assert mixer.leave.weight.grad.abs().max() > 0
+def test_a_mixer_starts_by_adding_nothing_and_learns():
+    mixer = Mixer(seen=5, quarter=4, eighth=6, coarse=8, widths=(8, 16, 24))
+    parts = [torch.randn(2, channels, side, side) for channels, side in ((5, 16), (4, 16), (6, 8), (8, 4))]
+    finer, coarser = mixer(*parts)
+    assert finer.shape == (2, 4, 16, 16) and coarser.shape == (2, 6, 8, 8)
+    assert finer.abs().max() == 0 == coarser.abs().max()
+    (finer.sum() + coarser.sum()).backward()
+    assert all(layer.weight.grad.abs().max() > 0 for layer in mixer.leave)
+
+
+def test_every_input_of_a_mixer_reaches_both_of_its_outputs():
+    torch.manual_seed(0)
+    mixer = Mixer(seen=5, quarter=4, eighth=6, coarse=8, widths=(8, 16, 24))
+    for layer in mixer.leave:
+        torch.nn.init.normal_(layer.weight)
+    parts = [torch.randn(1, channels, side, side) for channels, side in ((5, 16), (4, 16), (6, 8), (8, 4))]
+    before = mixer(*parts)
+    for number in range(len(parts)):
+        changed = [part + (k == number) for k, part in enumerate(parts)]
+        assert all(not torch.allclose(a, b) for a, b in zip(mixer(*changed), before, strict=True))

@@ -8,23 +8,10 @@ import torch
 from transformers import SamModel
 
 from medcook.networks import parameters
+from medcook.sam.asking import corrected, draw_box, draw_points, first_prompts, loose_boxes, pick, scribbles
 from medcook.sam.likeness import certainty
 from medcook.sam.model import DENSE, FINE, MOST_POINTS, PADDING, SIZE, Prompts, Refiner, SmallSam, masks_of
-from medcook.sam.pretraining import (
-    Plan,
-    corrected,
-    draw,
-    draw_box,
-    draw_points,
-    extent_loss,
-    first_prompts,
-    iou,
-    loose_boxes,
-    mask_loss,
-    pick,
-    pretrain,
-    scribbles,
-)
+from medcook.sam.pretraining import Learner, Plan, draw, drawing, extent_loss, iou, mask_loss, pretrain
 
 PLAN = Plan(steps=4, images=2, objects=2, bank=3, warmup=1)
 
@@ -193,9 +180,36 @@ def test_a_correction_clicks_on_an_error_and_shows_the_answer():
     for row, inside in ((0, truth[0] == 1), (1, (logits[1] > 0) & (truth[1] == 0))):
         x, y = (prompts.points[row, 3] * DENSE / SIZE).long().tolist()
         assert inside[y, x]
-    assert torch.equal(prompts.dense[:, 0], logits / 8)
     right = corrected(nothing(2), truth * 8 - 4, truth, 1, torch.Generator().manual_seed(0))
     assert (right.labels == PADDING).all()
+
+
+def test_half_of_the_corrections_show_the_answer_that_they_correct():
+    truth, logits = torch.zeros(400, DENSE, DENSE), torch.full((400, DENSE, DENSE), 4.0)
+    shown = corrected(nothing(400), logits, truth, 1, torch.Generator().manual_seed(0)).dense[:, 0]
+    whole = (shown == 0.5).all((1, 2))
+    assert (whole | (shown == 0).all((1, 2))).all() and 150 < whole.sum() < 250
+
+
+def test_careful_clicks_lie_deeper():
+    rng = torch.Generator().manual_seed(0)
+    far = lambda careful: (pick(disc(), 400, rng, careful)[0] - torch.tensor([90.0, 60.0])).norm(dim=1).mean()  # noqa: E731
+    assert far(1.0) < far(0.0) - 2 and far(0.0) == pytest.approx(25 * 2 / 3, abs=1)
+
+
+@torch.no_grad()
+def test_without_its_mixer_an_answer_is_that_of_a_mixer_that_adds_nothing(model):
+    embedding = model.embed(torch.randn(2, 1, SIZE, SIZE))
+    for layer in model.mixer.leave:
+        torch.nn.init.normal_(layer.weight)
+    prompts = Prompts(*(part.repeat_interleave(2, 0) for part in click(40, 50)))
+    both = torch.tensor([1.0, 0.0]).view(2, 1, 1, 1)
+    some, all_ = model.decode(embedding, prompts, both)[0], model.decode(embedding, prompts)[0]
+    for layer in model.mixer.leave:
+        torch.nn.init.zeros_(layer.weight)
+    none = model.decode(embedding, prompts)[0]
+    assert torch.allclose(some[0], all_[0], atol=1e-4) and torch.allclose(some[1], none[1], atol=1e-4)
+    assert not torch.allclose(all_[1], none[1], atol=1e-2)
 
 
 def test_losses_and_overlap_of_a_perfect_and_a_wrong_answer():
@@ -223,6 +237,12 @@ def test_a_step_is_a_function_of_its_number():
     assert one[0].shape == (2, 1, SIZE, SIZE) and one[1].shape == (2, 2, SIZE, SIZE) and one[1].any((2, 3)).all()
 
 
+def test_scenes_drawn_ahead_by_other_processes_are_the_same():
+    for step, ahead in enumerate(drawing(dataclasses.replace(PLAN, steps=3), 1, workers=2), start=1):
+        assert all(torch.equal(a, b) for a, b in zip(ahead, draw(PLAN, step), strict=True))
+    assert step == 2
+
+
 def test_the_rate_warms_up_and_cools_down():
     plan = Plan(steps=1000, warmup=100, cooldown=0.2, rate=1.0)
     rates = [plan.rate_at(step) for step in (0, 49, 99, 500, 800, 900, 999)]
@@ -243,13 +263,8 @@ def test_one_scene_can_be_learnt(tmp_path):
     torch.manual_seed(0)
     model = SmallSam()
     optimiser = torch.optim.AdamW(model.parameters(), 1e-3)
-    from medcook.sam.pretraining import step_loss
-
-    losses = []
+    learn, drawn, losses = Learner(model, plan, "cpu", low_precision=False), draw(plan, 0), []
     for _ in range(12):
-        loss, _ = step_loss(model, plan, 0)
-        loss.backward()
+        losses.append(learn(0, drawn)[0].item())
         optimiser.step()
-        optimiser.zero_grad()
-        losses.append(loss.item())
     assert np.mean(losses[-3:]) < 0.75 * losses[0]

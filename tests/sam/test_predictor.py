@@ -7,7 +7,7 @@ import torch
 from medcook.errors import MedcookError
 from medcook.sam.model import DENSE, MOST_POINTS, PADDING, SIZE, SmallSam
 from medcook.sam.predictor import (
-    ROOM,
+    ROOMS,
     Predictor,
     box_overlap,
     box_window,
@@ -81,11 +81,11 @@ def test_a_prompt_is_checked_before_anything_is_computed(model):
 
 
 def test_small_boxes_are_looked_at_closely():
-    assert box_window((0, 0, 120, 90), SHAPE) is None
-    left, top, right, bottom = window = box_window((70, 20, 90, 40), SHAPE)
-    side = round(ROOM * 20)
+    assert box_window((0, 0, 120, 90), SHAPE, 2.0) == (0, 0, 120, 90)
+    left, top, right, bottom = window = box_window((70, 20, 90, 40), SHAPE, 2.5)
+    side = 50
     assert (right - left, bottom - top) == (side, side) and left <= 70 and right >= 90 and top <= 20 and bottom >= 40
-    corner = box_window((110, 80, 120, 90), SHAPE)
+    corner = box_window((110, 80, 120, 90), SHAPE, 2.0)
     assert corner[2] == 120 and corner[3] == 90
     inner = moved(Prompt(foreground=((80, 30), (5, 5)), box=(70, 20, 90, 40), mask=DISC), window)
     assert inner.foreground == ((80 - left, 30 - top),) and inner.box == (70 - left, 20 - top, 90 - left, 40 - top)
@@ -128,11 +128,32 @@ def test_overlap_of_boxes_is_that_of_the_masks_extents():
 
 
 def test_an_answer_that_stops_short_of_its_box_is_let_out_and_kept_in_it():
-    rows, columns = torch.meshgrid(torch.arange(40.0), torch.arange(40.0), indexing="ij")
-    logits = 3 - torch.hypot(rows - 19.5, columns - 19.5)[None, None] / 3  # above 0 up to 9 cells, above -2 up to 15
-    let_out = reaching(logits, [5.0, 5.0, 35.0, 35.0])
+    rows, columns = torch.meshgrid(torch.arange(40.0), torch.arange(44.0), indexing="ij")
+    logits = 3 - torch.hypot(rows - 19.5, columns - 19.5)[None] / 3  # above 0 up to 9 pixels, above -2 up to 15
+    let_out = reaching(logits, (5.0, 5.0, 35.0, 35.0))
     assert (logits - let_out)[..., 5:35, 5:35].mean() == pytest.approx(-2.0)
-    fits = reaching(logits, [11.0, 11.0, 29.0, 29.0])
+    fits = reaching(logits, (11.0, 11.0, 29.0, 29.0))
     assert torch.equal(fits[..., 11:29, 11:29], logits[..., 11:29, 11:29]), "what fits stays"
-    kept_in = reaching(logits, [5.0, 5.0, 20.0, 35.0]) > 0
+    kept_in = reaching(logits, (5.0, 5.0, 20.0, 35.0)) > 0
     assert kept_in[..., :20].any() and not kept_in[..., 21:].any()
+
+
+def test_a_box_is_looked_at_from_several_distances_and_the_answers_averaged(model):
+    box = (70, 20, 90, 40)
+    predictor = Predictor(model, tight=False)
+    views = [predictor._view(IMAGE, Prompt(box=box), box_window(box, SHAPE, room)) for room in ROOMS]
+    seen = torch.stack([logits[0] for logits, _ in views])
+    assert [int((~one.isnan()).sum()) for one in seen] == [40 * 40, 30 * 30, 56 * 56, 80 * 80]
+    answer = predictor(IMAGE, Prompt(box=box))
+    row, column = 30, 80
+    assert answer.logits[0, row, column] == pytest.approx(seen[:, row, column].mean().item(), abs=1e-4)
+    assert answer.iou[0] == pytest.approx(torch.stack([iou for _, iou in views]).mean().clamp(0, 1).item(), abs=1e-4)
+    clicked = predictor(IMAGE, Prompt(foreground=((80, 30),), box=box))
+    assert (clicked.logits[0] > -20).sum() == 40 * 40, "with a click beside the box, one look is all"
+
+
+def test_a_loose_box_need_not_be_filled(model):
+    rng = np.random.default_rng(0)
+    image, prompt = rng.normal(size=(120, 100)).astype(np.float32), Prompt(box=(20, 30, 70, 80))
+    filled, left = (Predictor(model, zoom=False, tight=tight)(image, prompt).logits for tight in (True, False))
+    assert not np.allclose(filled, left)

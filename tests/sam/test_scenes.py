@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from medcook.sam.appearance import appearance, close_up, cut_off, displaced
 from medcook.sam.scenes import (
     KINDS,
     LARGEST,
     SIZE,
     SMALLEST,
     Painter,
-    appearance,
-    displaced,
+    bites,
     in_one_piece,
     intruders,
     scene,
@@ -38,7 +38,7 @@ def test_targets_are_neither_specks_nor_everything(seed):
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_an_appearance_is_normalised_and_drawn_anew(seed):
-    regions = scene(seed).regions
+    regions = scene(seed).seen
     image = appearance(regions, np.random.default_rng(seed))
     assert image.shape == (SIZE, SIZE) and image.dtype == np.float32 and np.isfinite(image).all()
     assert abs(image.mean()) < 1e-3 and abs(image.std() - 1) < 1e-3
@@ -101,3 +101,51 @@ def test_intruders_lie_at_the_border_of_the_cavity_and_count_as_cavity():
     small = np.isin(painter.regions, numbers)
     assert numbers and small.any() and not (small & ~cavity).any()
     assert np.hypot(x, y)[small].max() > 0.45
+
+
+def test_what_looks_like_another_region_is_drawn_like_it():
+    painter = Painter(np.zeros((SIZE, SIZE), np.uint8))
+    square = lambda at: np.pad(np.ones((30, 30), bool), ((at, SIZE - 30 - at), (at, SIZE - 30 - at)))  # noqa: E731
+    wall = painter.paint(square(10))
+    muscle = painter.paint(square(60), like=wall)
+    again = painter.paint(square(100), like=muscle)
+    painter.target(muscle)
+    found = painter.finish()
+    assert found.regions.max() == again and set(np.unique(found.seen)) == {0, wall}
+    assert found.mask(len(found.targets) - 1).sum() == 30 * 30
+
+
+def test_bites_are_taken_from_the_border_inwards():
+    level = np.hypot(*np.meshgrid(*[np.linspace(-1, 1, SIZE)] * 2)) / 0.6
+    for seed in range(6):
+        taken = bites(np.random.default_rng(seed), level) & (level < 1)
+        assert taken.any() and level[taken].mean() > 0.6
+
+
+def blobs() -> tuple[np.ndarray, np.ndarray]:
+    rows, columns = np.indices((SIZE, SIZE))
+    masks = np.stack([np.hypot(rows - 50, columns - 60) < 12, np.hypot(rows - 140, columns - 140) < 10])
+    return (masks[0] * 3.0 + masks[1]).astype(np.float32), masks
+
+
+def test_a_close_up_shows_a_target_larger_and_leaves_out_what_is_cut_off():
+    image, masks = blobs()
+    for seed in range(8):
+        seen, kept = close_up(image, masks, np.random.default_rng(seed))
+        assert seen.shape == (SIZE, SIZE) and abs(seen.mean()) < 1e-3 and len(kept) == 1
+        share = kept[0].any(0).sum() / SIZE
+        assert 0.3 < share < 0.72, "the box takes up about half of the window"
+        assert seen[kept[0]].min() > seen[~kept[0]].mean()
+
+
+def test_what_is_cut_off_is_filled_with_the_edge_and_belongs_to_no_target():
+    image, masks = blobs()
+    sides = set()
+    for seed in range(20):
+        seen, kept = cut_off(image, masks, np.random.default_rng(seed))
+        repeated = [(seen == seen.take([-1], axis)).all(1 - axis)[::-1].argmin() for axis in (0, 1)]
+        axis = int(np.argmax(repeated))
+        sides.add(axis)
+        beyond = kept.swapaxes(1, 1 + axis)[:, SIZE - repeated[axis] + 1 :]
+        assert repeated[axis] > 0 and not beyond.any() and kept.any()
+    assert sides == {0, 1}

@@ -17,9 +17,10 @@ from medcook.data import IGNORE, Case
 from medcook.errors import MedcookError
 from medcook.methods import Batch, Moment
 from medcook.sam.adapting import PromptedSam, fitted_in, with_boxes
+from medcook.sam.asking import loose_boxes
 from medcook.sam.model import DENSE, FINE, SIZE, Embedding, SmallSam, masks_of
 from medcook.sam.predictor import restore
-from medcook.sam.pretraining import loose_boxes, mask_loss
+from medcook.sam.pretraining import mask_loss
 
 GIVEN = ("concept", "box", "exemplar", "prior")
 

@@ -28,9 +28,9 @@ from medcook.losses import find_loss
 from medcook.methods import Batch, Moment, Supervised
 from medcook.recipes.recipe import Arm, Component, Recipe, Scale
 from medcook.sam.adapting import AdaptedSam, Segmenter, fitted_in, with_boxes
+from medcook.sam.asking import draw_points
 from medcook.sam.model import DENSE, FINE, SIZE, Embedding, Prompts
 from medcook.sam.predictor import restore
-from medcook.sam.pretraining import draw_points
 from medcook.tasks import Budget
 
 CELL = SIZE / DENSE

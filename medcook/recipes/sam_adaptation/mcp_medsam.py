@@ -20,9 +20,10 @@ from medcook.recipes.sam_adaptation._concepts import tight_boxes
 from medcook.recipes.sam_adaptation._modalities import EMBEDDED, ModalitiesTask, targets_here
 from medcook.recipes.sam_adaptation._prompting import mean_rows, scales
 from medcook.sam.adapting import PromptedSam, asked_for, fitted_in, with_boxes
+from medcook.sam.asking import loose_boxes
 from medcook.sam.model import DENSE, FINE, SIZE, Embedding, SmallSam, masks_of
 from medcook.sam.predictor import restore
-from medcook.sam.pretraining import loose_boxes, mask_loss
+from medcook.sam.pretraining import mask_loss
 from medcook.sam.zero_shot import Target, dice
 
 CROP = 32
