@@ -187,7 +187,8 @@ def answering_loss(
     low, fine = (F.adaptive_avg_pool2d(masks[:, None].float(), side)[:, 0].to(device) for side in (DENSE, FINE))
     single, total = single.to(device), 0.0
     for round_ in range(1, rounds + 1):
-        logits, predicted = model.decode(embedding, Prompts(*(part.to(device) for part in prompts)), mixed)
+        asked = Prompts(*(part.to(device) for part in prompts))
+        logits, predicted = model.decode(embedding, asked, *([] if mixed is None else [mixed]))
         logits, predicted = logits.float(), predicted.float()
         losses = mask_loss(logits, low[:, None].expand_as(logits))
         best = torch.where(single & (round_ == 1), losses[:, 1:].argmin(1) + 1, 0)[:, None]

@@ -59,12 +59,12 @@ class TestPrompts:
 
 
 @pytest.mark.component("bottleneck")
-def test_it_costs_half_a_percent_and_the_frozen_encoder_learns_nothing(monkeypatch):
+def test_it_costs_a_third_of_a_percent_and_the_frozen_encoder_learns_nothing(monkeypatch):
     monkeypatch.setattr(adapting, "start", lambda pretrained=True: SmallSam())
     model = Dvpt().build(1, 4, 2)["model"]
     learning = {name: p.numel() for name, p in model.sam.sam.vision_encoder.named_parameters() if p.requires_grad}
     assert sum(learning.values()) == 25344 and all(".beside." in name for name in learning)
-    assert 0.004 < 25344 / sum(p.numel() for p in model.parameters()) < 0.005
+    assert 0.003 < 25344 / sum(p.numel() for p in model.parameters()) < 0.004
 
 
 @pytest.mark.component("projection and aggregation")
