@@ -141,11 +141,11 @@ for name, weights in (("on the object", inside), ("beside it", outside)):
 
 # %% tags=["nbval-check-output", "mechanism"]
 rows, columns = torch.meshgrid(torch.arange(40.0), torch.arange(40.0), indexing="ij")
-timid = 3 - torch.hypot(rows - 19.5, columns - 19.5)[None] / 3
-asked_box = (5.0, 5.0, 35.0, 35.0)
+timid = 3 - torch.hypot(rows - 19.5, columns - 19.5)[None, None] / 3
+asked_box = [5.0, 5.0, 35.0, 35.0]
 for name, logits in (("as it is", timid), ("let out to its box", reaching(timid, asked_box))):
     print(f"{name}: {int((logits > 0).sum())} places,", end=" ")
-    print(f"box overlap {box_overlap(logits[0] > 0, torch.tensor(asked_box)):.3f}")
+    print(f"box overlap {box_overlap(logits[0, 0] > 0, torch.tensor(asked_box)):.3f}")
 
 # %% [markdown]
 # ## Adapting it: which knobs?

@@ -93,19 +93,19 @@ class Predictor:
 
 
 def reaching(logits: Tensor, box: tuple[float, ...]) -> Tensor:
-    """Logits (K, height, width), shifted so that what is above 0 fills a tight box (left, top, right, bottom) best.
+    """Logits (..., height, width), shifted so that what is above 0 fills a tight box (left, top, right, bottom) best.
 
     A box says how far the object reaches. Of `THRESHOLDS`, that which gives the mask whose own box overlaps most; what
     lies outside the box, by more than half a pixel, is below 0.
     """
-    inside = torch.ones(logits.shape[1:], dtype=torch.bool)
+    inside = torch.ones(logits.shape[-2:], dtype=torch.bool)
     for axis, side in enumerate(inside.shape):
         middle = torch.arange(side) + 0.5
         within = (middle > box[1 - axis] - 0.5) & (middle < box[3 - axis] + 0.5)
         inside &= within[:, None] if axis == 0 else within
-    masks = (logits > THRESHOLDS[:, None, None, None]) & inside
-    gain = box_overlap(masks, torch.tensor(box)) - RELUCTANCE * THRESHOLDS.abs()[:, None]
-    shifted = logits - THRESHOLDS[gain.argmax(0)][:, None, None]
+    each = THRESHOLDS.view(-1, *[1] * logits.ndim)
+    gain = box_overlap((logits > each) & inside, torch.tensor(box)) - RELUCTANCE * each[..., 0, 0].abs()
+    shifted = logits - THRESHOLDS[gain.argmax(0)][..., None, None]
     return torch.where(inside, shifted, shifted.clamp_max(-1))
 
 

@@ -11,7 +11,8 @@ from medcook.networks import parameters
 from medcook.sam.asking import corrected, draw_box, draw_points, first_prompts, loose_boxes, pick, scribbles
 from medcook.sam.likeness import certainty
 from medcook.sam.model import DENSE, FINE, MOST_POINTS, PADDING, SIZE, Prompts, Refiner, SmallSam, masks_of
-from medcook.sam.pretraining import Learner, Plan, draw, drawing, extent_loss, iou, mask_loss, pretrain
+from medcook.sam.plan import Plan, draw, drawing
+from medcook.sam.pretraining import Learner, extent_loss, iou, mask_loss, pretrain
 
 PLAN = Plan(steps=4, images=2, objects=2, bank=3, warmup=1)
 
