@@ -168,7 +168,7 @@ class DCSam(SamFewShot):
         return torch.cat(found, dim=1), torch.tanh(2 * difference + net["rough"](torch.cat(seen, dim=1))[:, 0])
 
 
-ARMS = ("nearest feature", "dc-sam", "positive alone", "without cycle")
+ARMS = ("nearest feature", "dc-sam", "positive alone")
 
 recipe = Recipe(
     paper="dc-sam",
