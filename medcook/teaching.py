@@ -101,7 +101,7 @@ def _claims(summary: Summary) -> list[dict]:
 
 def _measured(part: Comparison) -> dict:
     effect = with_interval(part.effect, part.low, part.high, sign=True)
-    return {"measured": f"{part.a} − {part.b}: {effect}", "n": f"{part.n_patients} patients, {part.n_replicates} runs"}
+    return {"measured": f"{part.a} − {part.b}: {effect}", "n": f"{part.n_patients}{NO_BREAK}patients, {part.n_replicates}{NO_BREAK}runs"}
 
 
 def _means(summary: Summary) -> str:
@@ -170,7 +170,7 @@ def chapter_papers(chapter: str) -> pd.DataFrame:
     from medcook.papers import overview
 
     rows = [row for row in overview(load_ledger(), check=False) if row["chapter"] == chapter]
-    return pd.DataFrame(rows)[["id", "title", "kind", "status", "verdict"]].set_index("id")
+    return pd.DataFrame(rows)[["id", "title", "kind", "status", "verdict"]].fillna("–").set_index("id")
 
 
 def dataset_card(manifest: Manifest | str) -> pd.DataFrame:

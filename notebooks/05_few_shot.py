@@ -54,7 +54,7 @@ pd.set_option("display.max_colwidth", None)
 # %% [markdown]
 # ## The idea, in one picture
 # A network that has learned *features*, not classes. Somebody annotates a structure in one patient, the **support**,
-# after all training is over. What of another patient, the **query**, is like what was annotated? Above: what six
+# after all training is over. What of another patient, the **query**, is like what was annotated? Above: what
 # colleagues might have annotated, each in another patient. Below: what each of these annotations says of the same
 # query.
 
@@ -203,8 +203,8 @@ for paper in ("famnet", "c-graph"):
 
 # %% [markdown]
 # Both are above one prototype, and yet look at the line of *local prototypes*: the stronger baseline, which knows
-# neither bands nor graphs, is above FAMNet and close to C-Graph. Taking C-Graph's node contrast or its prior away
-# changes nothing that could be told apart here: what is left is matching with the most alike nodes, and so local
+# neither bands nor graphs, is above FAMNet and close to C-Graph. Taking C-Graph's node contrast away changes
+# nothing that could be told apart here: what is left is matching with the most alike nodes, and so local
 # prototypes by another name. Which baseline stands in a paper's table decides what its gain means.
 #
 # ## Unrolled, distilled, augmented
@@ -237,6 +237,11 @@ for paper in ("lms-net", "distillfss", "dino-augseg"):
     teaching.show_evidence(paper)
 
 # %% [markdown]
+# Look at the ablations of *LMS-Net* and *DINO-AugSeg*: what the papers add takes away here. A prior that is learned from
+# superpixels in about a minute knows the outlines of superpixels, not of ventricles; without it LMS-Net is back at its
+# prototypes. And three patients seen through frozen features need no harder features: the plain decoder does best with
+# them. Both papers train for hours, on more; that their gains do not survive a minute is what was measured, no more.
+#
 # ## Asking a promptable model
 # The support can also be turned into a *prompt* for the small SAM of chapter 03: points on the structure and on what
 # surrounds it (*FoB*), tokens from two branches that check each other (*DC-SAM*), an image and a name (*VLP-SAM*), a
@@ -247,6 +252,10 @@ for paper in ("fob", "dc-sam", "vlp-sam", "med-persam"):
     teaching.show_evidence(paper)
 
 # %% [markdown]
+# What helps is what SAM already understands: where the background is (*FoB*'s points keep the answer from spilling
+# over), and a rough mask (*Med-PerSAM*'s warped ones). Prompt *tokens* that are learned for it in a minute (*DC-SAM*)
+# stay below plain clicks at the most and the least similar place.
+#
 # ## Ablation, and all papers of the chapter
 # Squares: the method against its comparator. Circles: the method against itself without the claimed ingredient.
 
@@ -313,7 +322,7 @@ check("05/nearest_prototype", nearest_prototype)
 
 # %% tags=["exercise", "exercise-training_slices"]
 def training_slices(labels, novel, setting):
-    """(numbers of the slices that are trained on, their label maps) of labels (N, H, W); `novel` is a set of labels."""
+    """(numbers of the slices trained on, their label maps) of labels (N, H, W); novel: a set of labels."""
     raise NotImplementedError
 
 
@@ -328,7 +337,7 @@ check("05/training_slices", training_slices)
 
 # %% tags=["exercise", "exercise-luck"]
 def luck(dice, gain):
-    """A share from 0 to 1; dice is (supports, patients), the mean over patients is what a paper reports."""
+    """A share from 0 to 1; dice is (supports, patients), a paper reports its mean over patients."""
     raise NotImplementedError
 
 
