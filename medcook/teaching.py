@@ -101,7 +101,10 @@ def _claims(summary: Summary) -> list[dict]:
 
 def _measured(part: Comparison) -> dict:
     effect = with_interval(part.effect, part.low, part.high, sign=True)
-    return {"measured": f"{part.a} − {part.b}: {effect}", "n": f"{part.n_patients}{NO_BREAK}patients, {part.n_replicates}{NO_BREAK}runs"}
+    return {
+        "measured": f"{part.a} − {part.b}: {effect}",
+        "n": f"{part.n_patients}{NO_BREAK}patients, {part.n_replicates}{NO_BREAK}runs",
+    }
 
 
 def _means(summary: Summary) -> str:

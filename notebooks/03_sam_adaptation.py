@@ -222,9 +222,9 @@ if "finetune-sam" in papers:
 teaching.show_evidence("finetune-sam")
 
 # %% [markdown]
-# Mind the U-Net. It starts from nothing, so in the same few steps it lags far behind: here a pre-trained model pays. But
-# its steps are cheap, and nobody has to stop there. What more of them bring (test patients; the same number of labelled
-# ones):
+# Mind the U-Net. It starts from nothing, so in the same few steps it lags far behind: here a pre-trained model pays.
+# But its steps are cheap, and nobody has to stop there. What more of them bring (test patients; the same number of
+# labelled ones):
 
 # %%
 for name, paper, arm in (
@@ -277,9 +277,9 @@ display(teaching.chapter_papers("03_sam_adaptation"))
 display(teaching.verdict_table(*papers) if papers else "No paper of this chapter has been measured yet.")
 
 # %% [markdown]
-# **What differs from the papers.** A model of six and a half million weights that has seen synthetic scenes stands for one of
-# ninety million that has seen a billion masks; slices of 160 pixels; a hundred or two steps. **What is the same**: the
-# parts, where the additions go, and that every arm gets the same labels and steps.
+# **What differs from the papers.** A model of six and a half million weights that has seen synthetic scenes stands for
+# one of ninety million that has seen a billion masks; slices of 160 pixels; a hundred or two steps. **What is the
+# same**: the parts, where the additions go, and that every arm gets the same labels and steps.
 #
 # **Four questions for a paper on adapting SAM.** Where does the prompt come from at test time? How does a U-Net do on
 # the same labels? What was tuned, and what did that cost? Which targets get worse?

@@ -237,10 +237,10 @@ for paper in ("lms-net", "distillfss", "dino-augseg"):
     teaching.show_evidence(paper)
 
 # %% [markdown]
-# Look at the ablations of *LMS-Net* and *DINO-AugSeg*: what the papers add takes away here. A prior that is learned from
-# superpixels in about a minute knows the outlines of superpixels, not of ventricles; without it LMS-Net is back at its
-# prototypes. And three patients seen through frozen features need no harder features: the plain decoder does best with
-# them. Both papers train for hours, on more; that their gains do not survive a minute is what was measured, no more.
+# Look at the ablations of *LMS-Net* and *DINO-AugSeg*: what the papers add takes away here. Without its prior, learned
+# from superpixels in about a minute, LMS-Net is back at its prototypes; perhaps it has learned the outlines of
+# superpixels, not of ventricles. And on frozen features of three patients the plain decoder does best. Both papers
+# train for hours, on more; that their gains do not survive a minute is what was measured, no more.
 #
 # ## Asking a promptable model
 # The support can also be turned into a *prompt* for the small SAM of chapter 03: points on the structure and on what
