@@ -154,7 +154,7 @@ def development() -> pd.DataFrame:
     methods = {
         OURS: mask_of(Predictor(model)),
         f"{OURS}, box not filled": mask_of(Predictor(model, tight=False)),
-        **{name: method for name, method in COMPETITORS.items() if name != "random walker"},  # slow, and behind from a box
+        **{name: method for name, method in COMPETITORS.items() if name != "random walker"},  # slow, behind from a box
     }
     rows = []
     for dataset, patients in WATCHED.items():
