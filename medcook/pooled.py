@@ -9,32 +9,69 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from medcook.measures import equity, selective
 
 
 class Pooled(NamedTuple):
-    """A pooled measure: the columns it is made from, and the function of these."""
+    """A pooled measure: the columns it is made from, and the function of these.
+
+    resampled  where there is a fast way: columns and (resamples, rows), how often each row is taken, to (resamples,)
+    """
 
     columns: tuple[str, ...]
     value: Callable[..., float]
+    resampled: Callable[..., np.ndarray] | None = None
 
 
 def auc(score: np.ndarray, outcome: np.ndarray) -> float:
     """Area under the ROC curve: the chance that a positive scores above a negative, ties half (Mann-Whitney)."""
-    positive = outcome.astype(bool)
-    n, m = int(positive.sum()), int((~positive).sum())
-    if not n or not m:
-        return np.nan
-    return float((stats.rankdata(score)[positive].sum() - n * (n + 1) / 2) / (n * m))
+    return _of_all(resampled_auc, score, outcome)
+
+
+def resampled_auc(score: np.ndarray, outcome: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """`auc` with the rows taken `times` (resamples, rows) times; NaN where only one outcome is left."""
+    level = np.unique(score, return_inverse=True)[1]
+    positive, negative = (_per_level(times * kind, level) for kind in (outcome.astype(bool), ~outcome.astype(bool)))
+    won = (positive * (np.cumsum(negative, axis=1) - negative / 2)).sum(1)
+    return _divided(won, positive.sum(1) * negative.sum(1))
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> float:
     """Rank correlation; NaN where a column is constant."""
-    a, b = (stats.rankdata(values) - (len(values) + 1) / 2 for values in (x, y))
-    scale = np.sqrt((a**2).sum() * (b**2).sum())
-    return float((a * b).sum() / scale) if scale else np.nan
+    return _of_all(resampled_spearman, x, y)
+
+
+def resampled_spearman(x: np.ndarray, y: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """`spearman` with the rows taken `times` (resamples, rows) times."""
+    a, b = (_ranks(values, times) for values in (x, y))
+    return _divided((times * a * b).sum(1), np.sqrt((times * a**2).sum(1) * (times * b**2).sum(1)))
+
+
+def _ranks(values: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """(resamples, rows): ranks about their mean, ties sharing theirs, where each row is taken `times` times."""
+    level = np.unique(values, return_inverse=True)[1]
+    count = _per_level(times, level)
+    ranks = np.cumsum(count, axis=1) - (count - 1) / 2
+    return ranks[:, level] - (times.sum(1, keepdims=True) + 1) / 2
+
+
+def _per_level(times: np.ndarray, level: np.ndarray) -> np.ndarray:
+    """Sums of (resamples, rows) over the rows of each level 0, 1, ...: (resamples, levels)."""
+    order = np.argsort(level, kind="stable")
+    return np.add.reduceat(times[:, order], np.searchsorted(level[order], np.arange(level.max() + 1)), axis=1)
+
+
+def _divided(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a / b, NaN where b is zero."""
+    return np.divide(a, b, out=np.full(len(a), np.nan), where=b > 0)
+
+
+def _of_all(resampled: Callable[..., np.ndarray], *columns: np.ndarray) -> float:
+    """The measure of all rows, each taken once; NaN where there is none or a number is missing."""
+    if not len(columns[0]) or any(np.isnan(np.asarray(column, dtype=float)).any() for column in columns):
+        return np.nan
+    return float(resampled(*columns, np.ones((1, len(columns[0])), dtype=int))[0])
 
 
 def group_means(value: np.ndarray, group: np.ndarray) -> np.ndarray:
@@ -72,10 +109,10 @@ def _overall(value: np.ndarray, group: np.ndarray) -> float:
 
 
 POOLED: dict[str, Pooled] = {
-    "auc": Pooled(("score", "outcome"), auc),
-    "rank_correlation": Pooled(("uncertainty", "error"), spearman),
+    "auc": Pooled(("score", "outcome"), auc, resampled_auc),
+    "rank_correlation": Pooled(("uncertainty", "error"), spearman, resampled_spearman),
     "aurc": Pooled(("uncertainty", "error"), selective.aurc),
-    "ece_dice_correlation": Pooled(("ece", "dice"), spearman),
+    "ece_dice_correlation": Pooled(("ece", "dice"), spearman, resampled_spearman),
     "handover_gain": Pooled(("uncertainty", "error"), selective.handover_gain),
     "dice_gap": Pooled(("dice", "group"), gap),
     "worst_group_dice": Pooled(("dice", "group"), worst_group),
@@ -92,7 +129,7 @@ def value(frame: pd.DataFrame, metric: str) -> float:
 
 def measure(frame: pd.DataFrame, metric: str) -> float:
     """A pooled measure over all rows of a frame."""
-    columns, function = POOLED[metric]
+    columns, function, _ = POOLED[metric]
     return function(*(_plain(frame[column]) for column in columns))
 
 
@@ -109,20 +146,26 @@ def bootstrap(frames: list[pd.DataFrame], metric: str, resamples: int, seed: int
     A replicate's patients are resampled as a whole, the same ones in every frame and replicate, and replicates are
     resampled too. Where every patient stands in one replicate only (folds), the folds are put together first.
     """
-    columns, value = POOLED[metric]
+    columns, value, _ = POOLED[metric]
     patients = sorted(set(frames[0]["patient_id"]))
     code = {patient: number for number, patient in enumerate(patients)}
     parts = [[_columns(part, columns, code) for part in _replicates(frame)] for frame in frames]
     values = np.array([[value(*arrays) for _, arrays in found] for found in parts])
     count, rng = len(parts[0]), np.random.default_rng(seed)
-    samples = np.empty((len(frames), resamples))
-    for k in range(resamples):
-        times = rng.multinomial(len(patients), np.full(len(patients), 1 / len(patients)))
-        weights = rng.multinomial(count, np.full(count, 1 / count)) / count
-        for number, found in enumerate(parts):
-            drawn = [_again(value, *part, times) for part in found]
-            samples[number, k] = weights[weights > 0] @ np.array(drawn)[weights > 0]
-    return values, samples
+    drawn = [
+        [rng.multinomial(many, np.full(many, 1 / many)) for many in (len(patients), count)] for _ in range(resamples)
+    ]
+    times, weights = (np.array(each) for each in zip(*drawn, strict=True))
+    samples = [
+        sum(_weighted(weights[:, k] / count, _again(metric, *part, times)) for k, part in enumerate(found))
+        for found in parts
+    ]
+    return values, np.array(samples)
+
+
+def _weighted(weight: np.ndarray, samples: np.ndarray) -> np.ndarray:
+    """Their product, 0 where the weight is 0, even if the sample is NaN."""
+    return np.where(weight > 0, weight * samples, 0.0)
 
 
 def _replicates(frame: pd.DataFrame) -> list[pd.DataFrame]:
@@ -141,7 +184,10 @@ def _columns(frame: pd.DataFrame, columns: tuple[str, ...], code: dict) -> tuple
     return frame["patient_id"].map(code).to_numpy(), [_plain(frame[column]) for column in columns]
 
 
-def _again(value, of: np.ndarray, arrays: list[np.ndarray], times: np.ndarray) -> float:
-    """The measure with every patient's rows taken `times` times."""
-    rows = np.repeat(np.arange(len(of)), times[of])
-    return value(*(array[rows] for array in arrays))
+def _again(metric: str, of: np.ndarray, arrays: list[np.ndarray], times: np.ndarray) -> np.ndarray:
+    """(resamples,) the measure with every patient's rows taken `times` (resamples, patients) times."""
+    _, value, resampled = POOLED[metric]
+    if resampled and not any(np.isnan(array).any() for array in arrays):
+        return np.concatenate([resampled(*arrays, some[:, of]) for some in np.array_split(times, len(times) // 250 + 1)])
+    chosen = (np.repeat(np.arange(len(of)), row[of]) for row in times)
+    return np.array([value(*(array[rows] for array in arrays)) for rows in chosen])

@@ -172,8 +172,8 @@ def chapter_papers(chapter: str) -> pd.DataFrame:
     """Every paper of a chapter: claim, status, effect with interval, verdict."""
     from medcook.papers import overview
 
-    rows = [row for row in overview(load_ledger(), check=False) if row["chapter"] == chapter]
-    return pd.DataFrame(rows)[["id", "title", "kind", "status", "verdict"]].fillna("–").set_index("id")
+    rows = [row for row in load_ledger() if row.chapter == chapter]
+    return pd.DataFrame(overview(rows, check=False))[["id", "title", "kind", "status", "verdict"]].fillna("–").set_index("id")
 
 
 def dataset_card(manifest: Manifest | str) -> pd.DataFrame:

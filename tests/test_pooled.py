@@ -41,6 +41,17 @@ def test_rank_correlation_agrees_with_scipy():
     assert math.isnan(pooled.spearman(np.zeros(3), np.arange(3.0)))
 
 
+@pytest.mark.parametrize("metric", [name for name, measure in pooled.POOLED.items() if measure.resampled])
+def test_resampling_by_counts_equals_taking_the_rows_again(metric):
+    rng = np.random.default_rng(3)
+    columns = [rng.standard_normal(40).round(1), rng.integers(0, 2, 40).astype(float)]
+    times = np.vstack([rng.multinomial(40, np.full(40, 1 / 40), size=20), 40 * np.eye(40, dtype=int)[0]])
+    taken = [np.repeat(np.arange(40), row) for row in times]
+    expected = [pooled.POOLED[metric].value(*(column[rows] for column in columns)) for rows in taken]
+    assert pooled.POOLED[metric].resampled(*columns, times) == pytest.approx(np.array(expected), nan_ok=True)
+    assert np.isfinite(expected[:20]).all() and math.isnan(expected[20])
+
+
 def test_gap_and_worst_group_leave_out_the_unknown():
     value, group = np.array([1.0, 0.8, 0.5, 0.7, 0.0]), np.array(["a", "a", "b", "b", ""])
     assert pooled.gap(value, group) == pytest.approx(0.3)
