@@ -170,6 +170,11 @@ MEASURES = {
         Panel("dice", "Dice,\nleft ventricle", structure="left ventricle"),
         Panel("dice", "Dice,\nright ventricle", structure="right ventricle"),
     ),
+    "fob": (
+        Panel("precision", "precision"),
+        Panel("dice", "Dice"),
+        Panel("excess", "marked outside, as a\nshare of the structure", less=True),
+    ),
     "distillfss": (
         Panel("dice", "Dice"),
         Panel("mega_operations", "million operations\na slice", less=True),

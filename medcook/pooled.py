@@ -188,6 +188,8 @@ def _again(metric: str, of: np.ndarray, arrays: list[np.ndarray], times: np.ndar
     """(resamples,) the measure with every patient's rows taken `times` (resamples, patients) times."""
     _, value, resampled = POOLED[metric]
     if resampled and not any(np.isnan(array).any() for array in arrays):
-        return np.concatenate([resampled(*arrays, some[:, of]) for some in np.array_split(times, len(times) // 250 + 1)])
+        return np.concatenate(
+            [resampled(*arrays, some[:, of]) for some in np.array_split(times, len(times) // 250 + 1)]
+        )
     chosen = (np.repeat(np.arange(len(of)), row[of]) for row in times)
     return np.array([value(*(array[rows] for array in arrays)) for rows in chosen])

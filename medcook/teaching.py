@@ -15,6 +15,9 @@ from medcook.papers import load_ledger
 from medcook.paths import PAPERS
 from medcook.records import Comparison, Summary
 
+UNBROKEN = "<style>.output_html .highlight pre {white-space: pre; word-break: normal; overflow-x: auto}</style>"
+"""Long lines of code scroll: JupyterLab breaks them inside words."""
+
 NO_BREAK = "\u00a0"
 """A space at which no line breaks, so that an interval stays on its line."""
 
@@ -22,7 +25,8 @@ NO_BREAK = "\u00a0"
 def show_code(*objects) -> None:
     """Display the source of functions and classes as it stands in the package: not a copy."""
     source = "\n\n".join(textwrap.dedent(inspect.getsource(thing)).rstrip() for thing in objects)
-    display(Code(source, language="python"))
+    page = Code(source, language="python")._repr_html_() + UNBROKEN
+    display({"text/html": page, "text/plain": source}, raw=True)
 
 
 def with_interval(value: float | None, low: float | None, high: float | None, sign: bool = False) -> str:
@@ -151,7 +155,7 @@ def test_table(*papers: str, profile: str = "full") -> pd.DataFrame:
                     "test patients": reading.patients,
                     "vote of all runs": with_interval(reading.mean, reading.low, reading.high),
                     "single runs": f"{min(reading.single):.3f} to {max(reading.single):.3f}",
-                    **{name: f"{value:.3f}" for name, value in reading.structures.items()},
+                    "by structure": ", ".join(f"{name} {value:.3f}" for name, value in reading.structures.items()),
                     "missed": reading.missed,
                     "read on": reading.date,
                 }
@@ -173,7 +177,11 @@ def chapter_papers(chapter: str) -> pd.DataFrame:
     from medcook.papers import overview
 
     rows = [row for row in load_ledger() if row.chapter == chapter]
-    return pd.DataFrame(overview(rows, check=False))[["id", "title", "kind", "status", "verdict"]].fillna("–").set_index("id")
+    return (
+        pd.DataFrame(overview(rows, check=False))[["id", "title", "kind", "status", "verdict"]]
+        .fillna("–")
+        .set_index("id")
+    )
 
 
 def dataset_card(manifest: Manifest | str) -> pd.DataFrame:

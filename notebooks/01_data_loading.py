@@ -378,7 +378,9 @@ plots.montage(case, shown)
 # raters draw the same object several times, and the spread is the ceiling of what a Dice score can mean.
 
 # %%
-if not quick:
+if quick:
+    print("Scribbles are of the hearts: this picture needs the profile full.")
+else:
     number = int((case.label > 0).sum(axis=(1, 2)).argmax())
     scribble = case.extras["scribble"][number]
     window = plots.around(case.label[number], margin=45)
@@ -401,7 +403,9 @@ else:
 display(figure)
 
 # %%
-if not quick:
+if quick:
+    print("Chest X-rays of two hospitals: this picture needs the profile full.")
+else:
     figure, panels = plots.panels(1, 4, size=(11, 3.3))
     kinds = [(site, sick) for site in ("Montgomery", "Shenzhen") for sick in (False, True)]
     for panel, (site, sick) in zip(panels, kinds, strict=True):
@@ -452,8 +456,8 @@ pd.DataFrame(
             "data set": card.name,
             "modality": f"{card.modality}, {card.dimensions}D",
             "structures": ", ".join(card.structures.values()),
-            "patients": card.facts.patients,
-            "cases": card.facts.cases,
+            "patients": card.facts.patients or "–",
+            "cases": card.facts.cases or "–",
             "licence": card.licence,
             "access": card.access,
         }

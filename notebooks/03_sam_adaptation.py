@@ -23,7 +23,7 @@
 # | `full` | hearts (ACDC) | about 4 | 2 GB |
 #
 # What you see on the web was made by `full`. SAM's own weights are hundreds of megabytes, so the book has a **small
-# SAM** of its own: the same parts, five million weights, taught on synthetic scenes alone. **Expect** a model that
+# SAM** of its own: the same parts, six and a half million weights, taught on synthetic scenes alone. **Expect** a model that
 # follows your clicks and knows no anatomy.
 
 # %% tags=["parameters"]

@@ -17,7 +17,7 @@ def test_intervals_are_written_out_and_never_break():
 
 def test_shown_code_is_the_source_itself(monkeypatch):
     shown = []
-    monkeypatch.setattr(teaching, "display", lambda code: shown.append(code.data))
+    monkeypatch.setattr(teaching, "display", lambda code, raw: shown.append(code["text/plain"]))
     teaching.show_code(follow)
     assert "def follow" in shown[0] and "_foreach_lerp_" in shown[0]
 

@@ -107,7 +107,7 @@ def _hint(function: Callable[[Any], None], answer: Any) -> str | None:
 def _coloured(verdict: Verdict) -> str:
     if "NO_COLOR" in os.environ:
         return str(verdict)
-    return f"\033[{32 if verdict.solved else 91}m{verdict}\033[0m"
+    return f"\033[{32 if verdict.solved else 34}m{verdict}\033[0m"
 
 
 def expect(condition: bool, hint: str) -> None:

@@ -9,7 +9,9 @@ test patients. chest_xray, bubil and openkbp were looked at for nothing, and are
 import argparse
 import json
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from hashlib import sha256
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -39,14 +41,17 @@ def measure(dataset: str) -> pd.DataFrame:
     """The rows of `zero_shot.score` of one set, their mean a patient: test patients; all where nothing was chosen."""
     data = open_dataset(dataset)
     methods = {OURS: mask_of(Predictor(load_small())), **COMPETITORS}
+    bar = tqdm(desc=dataset, unit="case", leave=False)
 
     def score(methods, case) -> list[dict]:
+        bar.update()
         found = zero_shot.targets(dataset, case, data.manifest.structures)
         return zero_shot.score(methods, found).to_dict("records")
 
     tables = [evaluate_test_many({"all": methods}, data, f"model card {dataset}", score)["all"]]
     if dataset in READ_ONCE and dataset != "chest_xray":  # 138 test patients are enough there
         tables.append(evaluate_many({"all": methods}, data, data.split.train + data.split.val, score)["all"])
+    bar.close()
     table = pd.concat(tables, ignore_index=True)
     identity = ["dataset", "patient_id", "structure", "method", "prompt"]
     return table.groupby(identity, sort=False, as_index=False)["dice"].mean()
@@ -57,7 +62,7 @@ def mask_of(predictor: Predictor) -> zero_shot.Promptable:
     return lambda image, prompt: predictor(image, prompt).mask
 
 
-def measured(path: Path = SCORES) -> pd.DataFrame:
+def measured(path: Path = SCORES, processes: int = 1) -> pd.DataFrame:
     """All rows; sets that were not measured for these weights are, and what is measured is kept in `path`."""
     if not SMALL.exists():
         hint = "Make them: python -m medcook.sam.pretraining --out FOLDER, then python -m medcook.sam.export FOLDER."
@@ -66,10 +71,11 @@ def measured(path: Path = SCORES) -> pd.DataFrame:
     kept = json.loads(path.read_text()) if path.exists() else {}
     if kept.get("weights") != weights:
         kept = {"weights": weights, "sets": {}}
-    for dataset in tqdm([*DEVELOPMENT, *READ_ONCE]):
-        if dataset not in kept["sets"]:
-            table = measure(dataset)
-            kept["sets"][dataset] = table.assign(dice=table["dice"].round(4)).to_dict("list")
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        jobs = {pool.submit(measure, name): name for name in (*DEVELOPMENT, *READ_ONCE) if name not in kept["sets"]}
+        for job in as_completed(jobs):
+            table = job.result()
+            kept["sets"][jobs[job]] = table.assign(dice=table["dice"].round(4)).to_dict("list")
             path.write_text(json.dumps(kept) + "\n")
     return stored(path)
 
@@ -186,8 +192,12 @@ def main() -> None:
     """Measure what is asked for, and write it into the card."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--development", action="store_true")
-    only_draft = parser.parse_args().development
-    marks, content = (DRAFT, development_card(development())) if only_draft else ((BEGIN, END), card(measured()))
+    parser.add_argument("--processes", type=int, default=1, help="sets measured at the same time")
+    asked = parser.parse_args()
+    if asked.development:
+        marks, content = DRAFT, development_card(development())
+    else:
+        marks, content = (BEGIN, END), card(measured(processes=asked.processes))
     text = CARD.read_text(encoding="utf-8") if CARD.exists() else f"# The small SAM\n\n{marks[0]}{marks[1]}\n"
     CARD.write_text(put(text, *marks, content), encoding="utf-8")
 

@@ -1,5 +1,8 @@
 """The model card's scores: who is the best competitor, by how much, and where it is worst."""
 
+import json
+from hashlib import sha256
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -50,6 +53,16 @@ def test_without_weights_the_way_to_them_is_said(monkeypatch, tmp_path):
     monkeypatch.setattr(card, "SMALL", tmp_path / "none.safetensors")
     with pytest.raises(MedcookError, match="weights are not there"):
         measured(tmp_path / "scores.json")
+
+
+def test_what_is_measured_for_these_weights_is_not_measured_again(monkeypatch, tmp_path):
+    weights, scores = tmp_path / "weights.safetensors", tmp_path / "scores.json"
+    weights.write_bytes(b"weights")
+    monkeypatch.setattr(card, "SMALL", weights)
+    sets = {name: FRAME.assign(dataset=name).to_dict("list") for name in (*card.DEVELOPMENT, *card.READ_ONCE)}
+    scores.write_text(json.dumps({"weights": sha256(b"weights").hexdigest()[:12], "sets": sets}))
+    assert len(measured(scores)) == 5 * len(FRAME)
+    assert set(measured(scores, processes=2)["dataset"]) == set(sets)
 
 
 def test_content_is_put_between_its_marks():

@@ -229,7 +229,11 @@ recipe = Recipe(
     score=external_rows,
     scales={
         "quick": Scale(NORTH, Budget(steps=15, batch=4, checks=0), replicates=1),
-        "full": Scale(MONTGOMERY, Budget(steps=120, batch=4, checks=0)),
+        "full": Scale(
+            MONTGOMERY,
+            Budget(steps=120, batch=4, checks=0),
+            arms=("prompt-free", "cosam", "without error decoder", "u-net"),
+        ),
     },
     source="the paper's abstract, which names no figures; the loop as in arXiv 2411.10136",
     components=(
