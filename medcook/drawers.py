@@ -175,6 +175,21 @@ MEASURES = {
         Panel("dice", "Dice"),
         Panel("excess", "marked outside, as a\nshare of the structure", less=True),
     ),
+    "sam-med2d": (
+        Panel("dice", "Dice, mean of these"),
+        Panel("box", "from a tight box"),
+        Panel("click_1", "from a click"),
+        Panel("click_3", "from three clicks"),
+    ),
+    "medical-sam3": (
+        Panel("dice", "Dice from the name,\nall slices"),
+        Panel("box", "from a tight box,\nslices that show it"),
+        Panel("wide_box", "from a box that is\nhalf as wide again"),
+    ),
+    "i-medsam": (
+        Panel("hd95", "HD95, pixels", less=True),
+        Panel("dice", "Dice"),
+    ),
     "distillfss": (
         Panel("dice", "Dice"),
         Panel("mega_operations", "million operations\na slice", less=True),
@@ -186,7 +201,7 @@ MEASURES = {
         Panel("faithfulness", "evidence lost with\nthe most salient tenth"),
     ),
 }
-"""What the evidence figures of chapters 05 to 07 show besides the judged measure."""
+"""What the evidence figures of chapters 03 and 05 to 07 show besides the judged measure."""
 
 
 def _by_measures(summary: Summary, frame: pd.DataFrame) -> Figure:
@@ -195,6 +210,29 @@ def _by_measures(summary: Summary, frame: pd.DataFrame) -> Figure:
 
 for _paper in MEASURES:
     draws(_paper)(_by_measures)
+
+
+@draws("sam4mis")
+def survey_figure(summary: Summary, frame: pd.DataFrame) -> Figure:
+    """A line a target, set by set: each arm's mean over patients with 95% interval, from a box and from a click."""
+    targets = frame.groupby(["group", "structure"])["box"].mean()
+    figure, row = panels(1, 2, size=(10, 1.6 + 0.4 * len(targets)), sharey=True)
+    for axes, (column, label) in zip(row, (("box", "from a tight box"), ("click_1", "from one click")), strict=True):
+        for number, arm in enumerate(summary.arms):
+            mine = frame[frame["arm"] == arm].groupby(["group", "structure"])
+            found = [interval(mine.get_group(target), column) for target in targets.index]
+            places = np.arange(len(targets)) + 0.22 * (number - (len(summary.arms) - 1) / 2)
+            means = np.array([each.mean for each in found])
+            bars = np.abs(np.array([[each.low, each.high] for each in found]).T - means)
+            shape = {"fmt": "osD"[number % 3], "color": colour(number), "markersize": 4, "elinewidth": 1}
+            axes.errorbar(means, places, xerr=bars, label=arm, **shape)
+        axes.set(xlabel=f"Dice {label}, 95% interval over patients", xlim=(-0.02, 1.02))
+        axes.grid(axis="y", color="0.92")
+        axes.spines[["top", "right"]].set_visible(False)
+    row[0].set_yticks(range(len(targets)), [f"{structure}, {dataset}" for dataset, structure in targets.index])
+    figure.legend(*row[0].get_legend_handles_labels(), loc="outside upper left", ncols=3, frameon=False, fontsize=8)
+    figure.suptitle(f"{summary.title}: {summary.verdict}", fontsize=9)
+    return credit(figure, *dict.fromkeys(dataset for dataset, _ in targets.index))
 
 
 @draws("chexmask-u")

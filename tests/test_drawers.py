@@ -87,3 +87,17 @@ def test_fairness_figures_show_groups_views_and_probes():
     outcomes = {f"{name}_outcome": lambda table: table["outcome"] for name in ("age", "site", "finding")}
     left, right = drawers.audit_figure(summary("cxr-clip-fairness"), rows(names).assign(**outcomes)).axes
     assert len(left.containers) == 6 and len(right.containers) == 4
+
+
+def test_the_survey_has_a_line_a_target_and_a_mean_an_arm():
+    parts = [
+        rows(["box", "click_1"], ("left", "right")).assign(group="acdc"),
+        rows(["box", "click_1"], ("cell",)).assign(group="bubil"),
+    ]
+    frame = pd.concat(parts)
+    left, right = drawers.survey_figure(summary("sam4mis"), frame).axes
+    assert [text.get_text() for text in left.get_yticklabels()] == ["left, acdc", "right, acdc", "cell, bubil"]
+    for axes, column in ((left, "box"), (right, "click_1")):
+        shown = [bar.lines[0].get_xdata() for bar in axes.containers]
+        wanted = frame.groupby(["arm", "group", "structure"])[column].mean()
+        assert np.concatenate(shown) == pytest.approx(wanted[list(ARMS)].to_numpy())

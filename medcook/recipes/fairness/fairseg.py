@@ -233,7 +233,7 @@ recipe = Recipe(
     scales={
         "quick": Scale(
             RareGroupTask("embedded", rare="island"),
-            Budget(steps=40, batch=8, checks=2),
+            Budget(steps=30, batch=8, checks=2),
             replicates=1,
             arms=("ERM", "fair error-bound scaling", "equal weights", "GroupDRO"),
         ),

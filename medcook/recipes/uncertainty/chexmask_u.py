@@ -267,7 +267,7 @@ recipe = Recipe(
     ablation=("graph vae", "same variance for all"),
     scales={
         "quick": Scale(
-            CohortTask("embedded", keep=(("site", "north"),)), Budget(steps=60, batch=8, checks=1), replicates=1
+            CohortTask("embedded", keep=(("site", "north"),)), Budget(steps=40, batch=8, checks=1), replicates=1
         ),
         "full": Scale(
             CohortTask("chest_xray", keep=(("site", "Shenzhen"),), evaluation="test"),

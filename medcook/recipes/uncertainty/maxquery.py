@@ -250,7 +250,7 @@ recipe = Recipe(
     ablation=("maxquery", "without distribution"),
     scales={
         "quick": Scale(
-            UnknownStructureTask("embedded", labelled=3, unknown=3), Budget(steps=40, batch=8, checks=2), replicates=1
+            UnknownStructureTask("embedded", labelled=3, unknown=3), Budget(steps=30, batch=8, checks=1), replicates=1
         ),
         "full": Scale(
             UnknownStructureTask("acdc", labelled=14, evaluation="test"),

@@ -171,7 +171,7 @@ recipe = Recipe(
     metric="energy_distance",
     score=score,
     scales={
-        "quick": Scale(RaterTask("embedded"), Budget(steps=30, batch=4, checks=2), replicates=1),
+        "quick": Scale(RaterTask("embedded"), Budget(steps=20, batch=4, checks=1), replicates=1),
         "full": Scale(
             RaterTask("bubil", folds=5),
             Budget(steps=300, batch=4, checks=3),
