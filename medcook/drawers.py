@@ -181,6 +181,12 @@ MEASURES = {
         Panel("click_1", "from a click"),
         Panel("click_3", "from three clicks"),
     ),
+    "sas": (
+        Panel("dice", "Dice, mean of these"),
+        Panel("box", "from a tight box"),
+        Panel("click_1", "from a click"),
+        Panel("click_3", "from three clicks"),
+    ),
     "medical-sam3": (
         Panel("dice", "Dice from the name,\nall slices"),
         Panel("box", "from a tight box,\nslices that show it"),

@@ -69,6 +69,19 @@ SUMMARIES = [
     ("gains(recipe.metric, *bounds", 'gains("dice", *bounds'),
     ("test_reads=sum(", "test_reads=len(everything) or sum("),
 ]
+POOLED = [
+    ("- negative / 2)).sum(1)", ")).sum(1)"),
+    ("ranks = np.cumsum(count, axis=1) - (count - 1) / 2", "ranks = np.cumsum(count, axis=1)"),
+]
+PROMPTS = [
+    ("missing if _largest(missing) >= _largest(extra) else", "missing if missing.sum() >= extra.sum() else"),
+    ("distance_transform_edt(np.pad(largest, 1))[1:-1, 1:-1]", "distance_transform_edt(largest)"),
+    ("float(columns[-1] + 1), float(rows[-1] + 1)", "float(columns[-1]), float(rows[-1])"),
+]
+PREDICTOR = [
+    ("return torch.where(inside, shifted, shifted.clamp_max(-1))", "return shifted"),
+    ("shifted = logits - THRESHOLDS", "shifted = logits + THRESHOLDS"),
+]
 CORE = {
     ("metrics.py", "test_metrics.py"): METRICS,
     ("losses.py", "test_losses.py"): LOSSES,
@@ -78,6 +91,12 @@ CORE = {
     ("data/splits.py", "data/test_splits.py"): SPLITS,
     ("data/splits.py", "test_evaluation.py"): DOOR,
     ("data/transforms.py", "data/test_transforms.py"): AUGMENTATION,
+    ("pooled.py", "test_pooled.py"): POOLED,
+    ("sam/prompts.py", "sam/test_prompts.py"): PROMPTS,
+    ("sam/predictor.py", "sam/test_predictor.py"): PREDICTOR,
+    ("sam/card.py", "sam/test_card.py"): [
+        ("best = table.drop(columns=OURS).mean().idxmax()", "best = table.drop(columns=OURS).mean().idxmin()"),
+    ],
     ("summaries.py", "test_summaries.py"): SUMMARIES,
     ("methods/method.py", "test_methods.py"): [
         ("list(model.parameters()), 1 - decay)", "list(model.parameters()), decay)"),
@@ -112,6 +131,17 @@ RECIPES = {
             "torch.where(labelled.labels > 0, labelled.labels,",
         ),
     ],
+    "sam_adaptation/sam_med2d": [("nn.Parameter(torch.zeros(width, 1, 1))", "nn.Parameter(torch.ones(width, 1, 1))")],
+    "sam_adaptation/sas": [
+        ("return images + inside * levels", "return images + levels"),
+        ("new_labels = torch.zeros_like(labels)", "new_labels = labels.clone()"),
+    ],
+    "sam_adaptation/h_sam": [
+        ("strength = 1 - counts / counts.max()", "strength = counts / counts.max()"),
+        ("strength[:, None] * (FLOOR + prior).log()", "strength[:, None] * prior"),
+    ],
+    "sam_adaptation/lesion_sam3": [("same = case_of[mine] == case_of[theirs]", "same = case_of[mine] >= 0")],
+    "sam_adaptation/medical_sam3": [("boxes[:, 2:] + slack]", "boxes[:, 2:] - slack]")],
     "semi_supervised/bcp": [
         ("IGNORE), pseudo.masked_fill(box, IGNORE)", "IGNORE), pseudo"),
         ("outward = copy_paste(unlabelled.images, labelled.images, box)", "outward = unlabelled.images"),
