@@ -165,7 +165,7 @@ if DATA:
     runs = [(method, task, budget, seed)]
 fitted = [fit(*run) for run in runs]
 print(
-    f"training runs: {len(fitted)}, of {budget.steps} steps each; the first took {fitted[0].cost['seconds']:.0f} s;",
+    f"{len(fitted)} training runs of {budget.steps} steps, the first took {fitted[0].cost['seconds']:.0f} s;",
     "all from the run cache" if all(run.cached for run in fitted) else "trained now",
 )
 plots.learning_curves(

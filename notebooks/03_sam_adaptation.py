@@ -23,8 +23,8 @@
 # | `full` | hearts (ACDC) | about 4 | 2 GB |
 #
 # What you see on the web was made by `full`. SAM's own weights are hundreds of megabytes, so the book has a **small
-# SAM** of its own: the same parts, six and a half million weights, taught on synthetic scenes alone. **Expect** a model that
-# follows your clicks and knows no anatomy.
+# SAM** of its own: the same parts, six and a half million weights, taught on synthetic scenes alone. **Expect** a
+# model that follows your clicks and knows no anatomy.
 
 # %% tags=["parameters"]
 PROFILE = None
@@ -41,7 +41,17 @@ from medcook.evaluation import evaluate
 from medcook.exercises import check
 from medcook.profiles import resolve_profile
 from medcook.recipes import find_recipe
-from medcook.recipes.sam_adaptation import medsamix, salt, sam_med2d
+from medcook.recipes.sam_adaptation import (
+    cosam,
+    dvpt,
+    h_sam,
+    i_medsam,
+    lesion_sam3,
+    medsamix,
+    salt,
+    sam_med2d,
+    sam_med3d,
+)
 from medcook.recipes.sam_adaptation._adapters import Bottleneck
 from medcook.sam import card, prompts
 from medcook.sam.adapting import targets_of
@@ -250,14 +260,63 @@ for paper in ("medical-sam3", "sam-med2d"):
     teaching.show_evidence(paper)
 
 # %% [markdown]
-# ## More of the chapter
-# Merging instead of training (*MedSAMix*), a convolution branch beside the transformer (*SAM-UNet*), a mask that is
-# decoded at any resolution (*I-MedSAM*), a second decoder that is steered by the first (*H-SAM*), shrunken organs as
-# augmentation (*SAS*), volumes instead of slices (*SAM-Med3D*, *3DSAM-adapter*): each is one file under
-# `medcook/recipes/sam_adaptation/`, with its components, its ablation and its claim as this scale can test it.
+# ## Segmentation without prompts
+# Nobody clicks in a screening. These papers keep what SAM has learnt and do without its prompts, with a token for each
+# class. *H-SAM* (Cheng et al. 2024) decodes twice: what the first decoder finds steers where the class tokens of the
+# second look. *DVPT* (He et al. 2025) runs one small module beside all frozen layers, whose learnt queries look at the
+# image before they speak. *I-MedSAM* (Wei et al. 2024) decodes points instead of pixels, and looks again at those that
+# it doubts. *ESP-MedSAM* (Xu et al. 2024) has a light student draw its own prompts, and *CC-SAM* (Gowda and Clifton
+# 2024) fuses a frozen CNN in.
 
 # %%
-for paper in [paper for paper in papers if paper not in ("salt", "finetune-sam", "medical-sam3", "sam-med2d")]:
+teaching.show_code(h_sam.steering, dvpt.DynamicPrompts.forward, i_medsam.PointDecoder.doubt)
+
+# %% tags=["nbval-check-output", "mechanism"]
+prior = torch.full((1, 3, 2, 2), -4.0)
+prior[0, 1, 0, 0] = prior[0, 0, 1, 1] = 4.0  # class 1 in one corner, background in the opposite one, else undecided
+steer = h_sam.steering(prior, torch.ones(3), side=2)[0]
+print("what is added to the attention of class 1, place by place:", steer[1].numpy().round(2))
+print("and of class 2, which the first decoder rules out in two corners:", steer[2].numpy().round(2))
+
+# %%
+for paper in ("h-sam", "dvpt", "i-medsam", "esp-medsam", "cc-sam"):
+    teaching.show_evidence(paper)
+
+# %% [markdown]
+# ## Prompted, and tuned in other ways
+# A convolution branch beside the transformer (*SAM-UNet*, Yang et al. 2024); tokens for the modality and for what the
+# box holds (*MCP-MedSAM*, Lyu et al. 2024); organs shrunken and made grainy, for small ones (*SAS*, Ferreira et al.
+# 2025); and merging in place of training (*MedSAMix*, Yang et al. 2025).
+
+# %%
+for paper in ("sam-unet", "mcp-medsam", "sas", "medsamix"):
+    teaching.show_evidence(paper)
+
+# %% [markdown]
+# ## Volumes
+# A click in every slice is no way to work through a volume. *SAM-Med3D* (Wang et al. 2023) makes every part of SAM 3D
+# and learns it anew; *3DSAM-adapter* (Gong et al. 2023) lets the frozen layers of a 2D model see neighbouring slices
+# through adapters; *Jiang et al.* (2026) ask the 2D model slice by slice, and give the answer in one slice to the next
+# as its prior.
+
+# %%
+teaching.show_code(sam_med3d.alike, lesion_sam3.outwards)
+
+# %%
+for paper in ("sam-med3d", "3dsam-adapter", "lesion-sam3"):
+    teaching.show_evidence(paper)
+
+# %% [markdown]
+# ## Elsewhere: another hospital, another modality
+# *CoSAM* (Fu et al. 2024) learns where its own mask is wrong, corrects it and asks itself again; here it is trained on
+# X-rays of one hospital and scored on those of another. The survey of *Zhang, Shen and Jiao* (2024) asks for a table
+# over modalities and targets: how uneven is the model as it is, and does adapting it to all of them at once mend that?
+
+# %%
+teaching.show_code(cosam.correct, cosam.prompts_of)
+
+# %%
+for paper in ("cosam", "sam4mis"):
     teaching.show_evidence(paper)
 
 # %% [markdown]
