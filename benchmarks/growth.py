@@ -19,6 +19,7 @@ from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
 
+from benchmarks.marks import put, table
 from medcook.data.embedded import PATIENTS, Embedded
 from medcook.data.manifests import load_manifest
 from medcook.data.splits import Split
@@ -141,8 +142,6 @@ def added(rows: list[dict], part: str, what: str) -> float:
 
 def report(found: dict) -> str:
     """The results as Markdown."""
-    from benchmarks.run import table  # here, because it imports much that a measured process should not hold
-
     at, rows = found["machine"], found["rows"]
     head = "patients | times | preparing, s | times | peak MB | evaluating, s | times | peak MB | a training step, ms"
     lines = [
@@ -168,14 +167,6 @@ def cells(row: dict, part: str) -> list:
     return [f"{cost['seconds']:.1f}", f"{grown['seconds']:.1f}", round(cost["peak_mb"])]
 
 
-def between_marks(text: str, new: str) -> str:
-    """The text with `new` in place of what stands between the marks."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(END) < text.index(BEGIN):
-        hint = f"Put these two lines where the table should stand:\n{BEGIN}\n{END}"
-        raise MedcookError("benchmarks/README.md lacks the marks of the growth table.", hint)
-    return f"{text.split(BEGIN)[0]}{BEGIN}\n{new}{END}{text.split(END)[1]}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--patients", type=int, default=PATIENTS, help="how many the smallest cohort has")
@@ -184,9 +175,8 @@ def main() -> None:
     found = {"machine": machine, "rows": grow(args.patients)}
     write_atomically(HERE / "growth.json", json.dumps(found, indent=1) + "\n")
     print(report(found))
-    path = HERE / "README.md"
     try:
-        write_atomically(path, between_marks(path.read_text(encoding="utf-8"), report(found)))
+        put(report(found), BEGIN, END)
     except MedcookError as error:
         sys.exit(str(error))
 

@@ -31,7 +31,7 @@ from monai.networks.nets import UNet as MonaiUNet
 from scipy import ndimage
 from torch import Tensor, nn
 
-from benchmarks.run import table
+from benchmarks.marks import put, table
 from medcook.losses import cross_entropy_and_dice
 from medcook.networks import UNet
 from medcook.precision import resolve_precision
@@ -218,10 +218,7 @@ def main() -> None:
     machine = {"cores": os.cpu_count(), **environment(), "load_before": round(os.getloadavg()[0], 1)}
     found = {"machine": machine, "results": race(args.seconds)}
     write_atomically(HERE / "race.json", json.dumps(found, indent=1) + "\n")
-    path = HERE / "README.md"
-    text = path.read_text(encoding="utf-8")
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    write_atomically(path, f"{before}{BEGIN}\n{report(found)}{END}{after}")
+    put(report(found), BEGIN, END)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from monai.metrics import compute_dice, compute_hausdorff_distance
 from monai.metrics.surface_distance import compute_average_surface_distance
 
 from benchmarks.clicks import click_times
+from benchmarks.marks import put, table
 from benchmarks.methods import method_costs
 from medcook import metrics
 from medcook.data import open_dataset
@@ -48,7 +49,7 @@ def main() -> None:
         "chapters": chapters(),
     }
     write_atomically(HERE / "results.json", json.dumps(results, indent=1) + "\n")
-    write_readme(results)
+    put(report(results), BEGIN, END)
 
 
 def machine() -> dict:
@@ -154,12 +155,6 @@ def chapters() -> list[dict]:
     return found
 
 
-def table(header: str, rows: list[list]) -> str:
-    columns = [part.strip() for part in header.split("|")]
-    lines = [columns, ["---"] * len(columns), *[[str(cell) for cell in row] for row in rows]]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def report(results: dict) -> str:
     """The results as Markdown."""
     at, scored, clicks = results["machine"], results["metrics"], results["clicks"]
@@ -202,14 +197,6 @@ is embedded, {clicks["first_click_ms"]} ms on a new image.
 
 {table("chapter | profile | minutes | peak MB", cooked) if cooked else "none cooked in this cache yet."}
 """
-
-
-def write_readme(results: dict) -> None:
-    """Put the report between the markers of README.md."""
-    path = HERE / "README.md"
-    text = path.read_text(encoding="utf-8")
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    write_atomically(path, f"{before}{BEGIN}\n{report(results)}{END}{after}")
 
 
 if __name__ == "__main__":

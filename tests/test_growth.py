@@ -2,7 +2,8 @@
 
 import pytest
 
-from benchmarks.growth import BEGIN, END, PARTS, Grown, added, between_marks, cost_of, ratios, report
+from benchmarks.growth import BEGIN, END, PARTS, Grown, added, cost_of, ratios, report
+from benchmarks.marks import between_marks
 from medcook.data import open_dataset
 from medcook.errors import MedcookError
 
@@ -46,13 +47,13 @@ def test_the_report_shows_a_line_a_size():
 
 def test_the_report_goes_between_its_marks():
     text = f"above\n{BEGIN}\nold\n{END}\nbelow\n"
-    assert between_marks(text, "new\n") == f"above\n{BEGIN}\nnew\n{END}\nbelow\n"
+    assert between_marks(text, "new\n", BEGIN, END) == f"above\n{BEGIN}\nnew\n{END}\nbelow\n"
 
 
 @pytest.mark.parametrize("text", ["no marks", BEGIN, f"{END}\n{BEGIN}", f"{BEGIN}{END}{BEGIN}{END}"])
 def test_missing_marks_are_named(text):
     with pytest.raises(MedcookError, match="lacks the marks") as raised:
-        between_marks(text, "new")
+        between_marks(text, "new", BEGIN, END)
     assert BEGIN in str(raised.value) and END in str(raised.value)
 
 
