@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from medcook.memory import give_back
 from medcook.methods import Method
 from medcook.paths import cache_dir
 from medcook.runs import write_atomically
@@ -53,7 +54,9 @@ def _remembered(identity: list, make: Callable[[], dict[str, float]]) -> dict[st
     path = cache_dir() / "fingerprints" / f"{source}.json"
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8"))
+    give_back()
     found = make()
+    give_back()
     write_atomically(path, json.dumps(found))
     return found
 

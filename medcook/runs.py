@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
+from medcook.memory import give_back
 from medcook.paths import cache_dir
 
 
@@ -46,6 +47,7 @@ class RunFolder:
         save_tensors(weights, self.path / "weights.pt")
         write_atomically(self.path / "run.json", json.dumps(record))
         (self.path / "checkpoint.pt").unlink(missing_ok=True)
+        give_back()
 
     def checkpoint(self) -> dict | None:
         """The state of an interrupted run, or None."""

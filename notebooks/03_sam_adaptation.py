@@ -197,24 +197,26 @@ for share in (0.0, 0.25, 1.0):
 # beside them.
 
 # %%
-arms = ("decoder only", "lora", "salt", "u-net") if profile != "quick" else ("decoder only", "salt")
-live = {arm: fit(*experiment.run(profile, arm, 0)) for arm in arms}
-tables = {arm: evaluate(fitted.predict, task.data, task.val_patients) for arm, fitted in live.items()}
-trained = {arm: f"{fitted.cost['parameters']:,}" for arm, fitted in live.items()}
-seconds = {arm: round(fitted.cost["seconds"], 1) for arm, fitted in live.items()}
-dice = {arm: round(table["dice"].mean(), 3) for arm, table in tables.items()}
-display(pd.DataFrame({"parameters trained": trained, "seconds": seconds, "Dice, validation": dice}))
+arms = ("salt", "lora", "decoder only", "u-net") if profile != "quick" else ("salt", "decoder only")
+costs, answers, tables = {}, {}, {}
+for arm in arms:
+    adapted = None  # one network at a time, for the memory's sake; all of them are in the cache
+    adapted = fit(*experiment.run(profile, arm, 0))
+    answers[arm], tables[arm] = adapted.predict(case), evaluate(adapted.predict, task.data, task.val_patients)
+    trained, seconds = adapted.cost["parameters"], adapted.cost["seconds"]
+    costs[arm] = [f"{trained:,}", round(seconds, 1), round(tables[arm]["dice"].mean(), 3)]
+columns = ["parameters trained", "seconds", "Dice, validation"]
+display(pd.DataFrame.from_dict(costs, orient="index", columns=columns))
 
 # %%
-plots.compare_predictions(
-    [case] * len(live), [fitted.predict(case) for fitted in live.values()], list(live), task.data.manifest
-)
+plots.compare_predictions([case] * len(answers), list(answers.values()), list(answers), task.data.manifest)
 
 # %% [markdown]
 # The best and the worst validation patients of SALT:
 
 # %%
-plots.worst_cases(live["salt"], tables["salt"], count=3)
+adapted = fit(*experiment.run(profile, "salt", 0))
+plots.worst_cases(adapted, tables["salt"], count=3)
 
 # %% [markdown]
 # One draw of patients says little. The recipe repeats this over three draws and on the test patients, for the verdict:

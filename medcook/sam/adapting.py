@@ -53,6 +53,12 @@ def tune(model: SmallSam, parts: tuple[str, ...]) -> SmallSam:
     return model
 
 
+def average_of(model: nn.Module) -> nn.Module:
+    """A copy for the moving average. What is frozen never moves, so that both share it."""
+    shared = {id(weight): weight for weight in model.parameters() if not weight.requires_grad}
+    return deepcopy(model, shared).requires_grad_(False)
+
+
 def fitted_in(images: Tensor) -> Tensor:
     """(B, C, H, W) to what the small SAM takes (B, 1, SIZE, SIZE): the first channel, its long side SIZE, padded."""
     height, width = images.shape[2:]
@@ -117,11 +123,15 @@ class AdaptedSam(Method):
         if dims != 2:
             raise MedcookError("The small SAM sees images, not volumes.", "Take a data set prepared as slices.")
         model = self.adapt(Segmenter(tune(start(self.pretrained), self.tuned), classes))
-        return nn.ModuleDict({"model": model, "average": deepcopy(model).requires_grad_(False)})
+        return nn.ModuleDict({"model": model, "average": average_of(model)})
 
     def adapt(self, model: Segmenter) -> nn.Module:
         """The segmenter with what a paper adds to it; what is added learns. Does nothing here."""
         return model
+
+    def predict(self, nets: nn.ModuleDict, images: Tensor) -> Tensor:
+        """As any method, a few images at a time: sixteen at once take 150 MB more."""
+        return torch.cat([super(AdaptedSam, self).predict(nets, part) for part in images.split(4)])
 
 
 @dataclass
@@ -145,7 +155,7 @@ class PromptedSam(Method):
             raise MedcookError("The small SAM sees images, not volumes.", "Take a data set prepared as slices.")
         model = self.adapt(tune(start(self.pretrained), self.tuned))
         model.classes = classes
-        return nn.ModuleDict({"model": model, "average": deepcopy(model).requires_grad_(False)})
+        return nn.ModuleDict({"model": model, "average": average_of(model)})
 
     def adapt(self, model: SmallSam) -> SmallSam:
         """The model with what a paper adds to it; what is added learns. Does nothing here."""

@@ -93,7 +93,6 @@ recipe = Recipe(
         "decoder",
         "decoder, lora",
         "both",
-        "both, adapter",
         "both, lora",
         "u-net",
         "decoder, all labels",

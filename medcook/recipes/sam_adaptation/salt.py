@@ -36,7 +36,7 @@ class SingularLinear(nn.Module):
         self.top = min(top, len(values))
         rest = len(values) - self.top
         for name, tensor in (("left", left), ("values", values), ("right", right)):
-            self.register_buffer(name, tensor.contiguous())
+            self.register_parameter(name, nn.Parameter(tensor.contiguous(), requires_grad=False))
         self.bias = linear.bias
         self.scale = nn.Parameter(torch.zeros(self.top), requires_grad=rescale)  # a - 1, so that decay pulls to a = 1
         self.shift = nn.Parameter(torch.zeros(self.top), requires_grad=rescale)
