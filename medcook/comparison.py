@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from medcook import plots, statistics
 from medcook.records import Comparison, Summary
 from medcook.teaching import NO_BREAK, with_interval
-from medcook.verdicts import LOWER_IS_BETTER
+from medcook.verdicts import LOWER_IS_BETTER, gains
 
 REFERENCES = ("supervised", "mean teacher")
 
@@ -159,6 +159,17 @@ def forest(summaries: Sequence[Summary]) -> Figure:
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False, fontsize=8)
     return plots.credit(figure, *dict.fromkeys(summary.dataset for summary in summaries))
+
+
+def tally(summaries: Sequence[Summary]) -> str:
+    """In a sentence, what `forest` shows: how many gains have an interval above zero, of either kind."""
+    counts = []
+    for name in ("comparison", "ablation"):
+        parts = [(getattr(summary, name), summary.metric) for summary in summaries]
+        lows = [gains(metric, part.low, part.high, ())[0] for part, metric in parts if part and part.low is not None]
+        counts.append(f"{sum(low > 0 for low in lows)} of {len(lows)}")
+    over, without = counts
+    return f"Gains with an interval above zero: {over} over the comparator, {without} over itself without the ingredient."
 
 
 def gain_label(summary: Summary) -> str:

@@ -329,6 +329,12 @@ for paper in ("cosam", "sam4mis"):
 if papers:
     display(comparison.forest([teaching.need_summary(paper) for paper in papers]))
     display(cost_table(*[teaching.need_summary(paper) for paper in papers]))
+    print(comparison.tally([teaching.need_summary(paper) for paper in papers]))
+
+# %% [markdown]
+# Compare the squares with the circles. A square says that the whole package beats its comparator, which is often a
+# model that was adapted less; a circle says that the claimed ingredient is what does it. Where the square lies right of
+# zero and the circle on it, the gain came with the labels and the steps, not with the idea.
 
 # %% [markdown]
 # ## All papers of the chapter

@@ -1,11 +1,13 @@
 """Many methods, few labels: every number of the table against the function that defines it."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from medcook import statistics
-from medcook.comparison import by_method, compare_methods, comparison_figure, forest, readable, told_apart
+from medcook.comparison import by_method, compare_methods, comparison_figure, forest, readable, tally, told_apart
 from medcook.evidence import load_summary
 
 GAIN = {"supervised": 0.0, "mean teacher": 0.02, "clever": 0.1}
@@ -83,6 +85,16 @@ def test_the_committed_comparison_can_be_read_and_drawn():
     assert {"Dice", "− supervised", "p, mean teacher", "HD95, pixels", "missed", "seconds"} <= set(shown.columns)
     titles = {axes.get_title() for axes in comparison_figure(committed, summary, "all labels").axes}
     assert set(by_method(committed)["method"]) - {"supervised"} <= titles
+
+
+def test_gains_are_counted_by_their_intervals():
+    part = lambda low, high: SimpleNamespace(low=low, high=high)  # noqa: E731
+    summaries = [
+        SimpleNamespace(metric="dice", comparison=part(0.01, 0.02), ablation=part(-0.01, 0.02)),
+        SimpleNamespace(metric="hd95", comparison=part(-2.0, -1.0), ablation=part(0.5, 1.0)),  # less is better
+        SimpleNamespace(metric="dice", comparison=part(None, None), ablation=None),
+    ]
+    assert tally(summaries).startswith("Gains with an interval above zero: 2 of 2 over the comparator, 0 of 2 over")
 
 
 def test_in_the_forest_better_is_on_the_right():

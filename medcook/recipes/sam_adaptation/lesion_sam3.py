@@ -161,6 +161,7 @@ recipe = Recipe(
         *("box", "exemplar", "name, full", "name and neighbour", "name, not the neighbour"),
         quick=NeighbourTask("embedded", labelled=3),
         full=NeighbourTask("acdc", labelled=10, evaluation="test"),
+        steps=120,
     ),
     score=volume_rows,
     components=(

@@ -72,7 +72,7 @@ recipe = Recipe(
     },
     compare=("full tuning", "names alone"),
     ablation=("full tuning", "decoder tuning"),
-    scales=scales(labelled=10),
+    scales=scales(labelled=10, steps=120),
     score=named_rows,
     components=(
         Component(
