@@ -168,8 +168,8 @@ def tally(summaries: Sequence[Summary]) -> str:
         parts = [(getattr(summary, name), summary.metric) for summary in summaries]
         lows = [gains(metric, part.low, part.high, ())[0] for part, metric in parts if part and part.low is not None]
         counts.append(f"{sum(low > 0 for low in lows)} of {len(lows)}")
-    over, without = counts
-    return f"Gains with an interval above zero: {over} over the comparator, {without} over itself without the ingredient."
+    over, without = (f"{count} over {what}" for count, what in zip(counts, ("the comparator", "itself"), strict=True))
+    return f"Gains with an interval above zero: {over}, {without} without the claimed ingredient."
 
 
 def gain_label(summary: Summary) -> str:
