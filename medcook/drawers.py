@@ -120,7 +120,7 @@ def _estimate(axes: Axes, rows: pd.DataFrame, metric: str, place: int, shade: st
     columns = pooled.POOLED[metric].columns if metric in pooled.POOLED else (metric,)
     if not set(columns) <= set(rows.columns) or rows[list(columns)].isna().all().any():
         return
-    dots = [pooled.value(part, metric) for _, part in rows.groupby("replicate")]
+    dots = pooled.of_replicates(rows, metric)
     axes.plot(dots, np.full(len(dots), place + 0.2), "o", color="0.65", markersize=3)
     found = interval(rows, metric)
     bars = [[max(0, found.mean - found.low)], [max(0, found.high - found.mean)]]
@@ -236,7 +236,7 @@ def survey_figure(summary: Summary, frame: pd.DataFrame) -> Figure:
         axes.grid(axis="y", color="0.92")
         axes.spines[["top", "right"]].set_visible(False)
     row[0].set_yticks(range(len(targets)), [f"{structure}, {dataset}" for dataset, structure in targets.index])
-    figure.legend(*row[0].get_legend_handles_labels(), loc="outside upper left", ncols=3, frameon=False, fontsize=8)
+    figure.legend(*row[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
     figure.suptitle(f"{summary.title}: {summary.verdict}", fontsize=9)
     return credit(figure, *dict.fromkeys(dataset for dataset, _ in targets.index))
 

@@ -103,8 +103,7 @@ def draw_arms(summary: Summary, frame: pd.DataFrame) -> Figure:
     """Each arm's mean with its 95% interval, and its replicates as dots."""
     figure, axes = panels(size=(7, 1.4 + 0.5 * len(summary.arms)))
     for row, (name, arm) in enumerate(summary.arms.items()):
-        mine = frame.loc[frame["arm"] == name].groupby("replicate")
-        values = [pooled.value(rows, summary.metric) for _, rows in mine]
+        values = pooled.of_replicates(frame[frame["arm"] == name], summary.metric)
         axes.plot(values, np.full(len(values), row + 0.18), "o", color="0.6", markersize=4)
         low, high = (arm.mean if bound is None else bound for bound in (arm.low, arm.high))
         axes.errorbar(arm.mean, row, xerr=[[arm.mean - low], [high - arm.mean]], fmt="s", color="C0", capsize=3)

@@ -127,6 +127,15 @@ def value(frame: pd.DataFrame, metric: str) -> float:
     return measure(frame, metric) if metric in POOLED else float(frame[metric].mean())
 
 
+def of_replicates(frame: pd.DataFrame, metric: str) -> list[float]:
+    """Any metric of each replicate: pooled, or the mean over patients, as in intervals; not over rows, which may be
+    many more of some patients."""
+    parts = [part for _, part in frame.groupby("replicate")]
+    if metric in POOLED:
+        return [measure(part, metric) for part in parts]
+    return [float(part.groupby("patient_id")[metric].mean().mean()) for part in parts]
+
+
 def measure(frame: pd.DataFrame, metric: str) -> float:
     """A pooled measure over all rows of a frame."""
     columns, function, _ = POOLED[metric]

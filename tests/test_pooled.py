@@ -52,6 +52,13 @@ def test_resampling_by_counts_equals_taking_the_rows_again(metric):
     assert np.isfinite(expected[:20]).all() and math.isnan(expected[20])
 
 
+def test_a_replicate_is_averaged_over_patients_like_the_mean_of_all():
+    frame = pd.DataFrame({"patient_id": ["a", "a", "a", "b"] * 2, "replicate": [0] * 4 + [1] * 4})
+    frame["dice"] = [0.9, 0.9, 0.9, 0.5, 0.8, 0.8, 0.8, 0.4]
+    assert pooled.of_replicates(frame, "dice") == pytest.approx([0.7, 0.6])
+    assert np.mean(pooled.of_replicates(frame, "dice")) == pytest.approx(statistics.interval(frame).mean)
+
+
 def test_gap_and_worst_group_leave_out_the_unknown():
     value, group = np.array([1.0, 0.8, 0.5, 0.7, 0.0]), np.array(["a", "a", "b", "b", ""])
     assert pooled.gap(value, group) == pytest.approx(0.3)

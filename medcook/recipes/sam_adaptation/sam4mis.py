@@ -57,12 +57,12 @@ FULL = ModalitiesTask(
     parts=(("chest_xray", 15, 10, 15), ("bubil", 10, 5, 10), ("openkbp", 3, 2, 3)),
     balanced=True,
 )
-"""Heart MR, chest X-ray, microscopy and head-and-neck CT: eleven targets."""
+"""Heart MR, chest X-ray, microscopy and head-and-neck CT: twelve targets."""
 
 recipe = Recipe(
     paper="sam4mis",
     title="SAM in medical imaging: zero-shot and adapted, over modalities and targets",
-    claim="Over eleven targets of heart MR, chest X-ray, microscopy and CT, the adapted small SAM answers a box and a "
+    claim="Over twelve targets of heart MR, chest X-ray, microscopy and CT, the adapted small SAM answers a box and a "
     "click better than the same model zero-shot.",
     arms={
         "zero-shot": Arm(ZERO_SHOT),
@@ -76,7 +76,7 @@ recipe = Recipe(
         Component(
             "benchmark over modalities and targets",
             "implemented",
-            "four sets, eleven targets, the same box and click for each; one slice a target and patient",
+            "four sets, twelve targets, the same box and click for each; one slice a target and patient",
         ),
         Component("adaptation", "implemented", "the decoder, or the whole model, on all four sets at once"),
         Component(
