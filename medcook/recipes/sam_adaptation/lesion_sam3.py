@@ -158,7 +158,7 @@ recipe = Recipe(
     compare=("name and neighbour", "name, full"),
     ablation=("name and neighbour", "name, not the neighbour"),
     scales=scales(
-        *("box", "exemplar", "name, full", "name and neighbour", "name, not the neighbour"),
+        *("name, full", "name and neighbour", "name, not the neighbour"),
         quick=NeighbourTask("embedded", labelled=3),
         full=NeighbourTask("acdc", labelled=10, evaluation="test"),
         steps=120,
