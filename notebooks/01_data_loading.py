@@ -378,9 +378,7 @@ plots.montage(case, shown)
 # raters draw the same object several times, and the spread is the ceiling of what a Dice score can mean.
 
 # %%
-if quick:
-    print("Scribbles are of the hearts: this picture needs the profile full.")
-else:
+if not quick:
     number = int((case.label > 0).sum(axis=(1, 2)).argmax())
     scribble = case.extras["scribble"][number]
     window = plots.around(case.label[number], margin=45)
@@ -403,9 +401,7 @@ else:
 display(figure)
 
 # %%
-if quick:
-    print("Chest X-rays of two hospitals: this picture needs the profile full.")
-else:
+if not quick:
     figure, panels = plots.panels(1, 4, size=(11, 3.3))
     kinds = [(site, sick) for site in ("Montgomery", "Shenzhen") for sick in (False, True)]
     for panel, (site, sick) in zip(panels, kinds, strict=True):
@@ -456,8 +452,8 @@ pd.DataFrame(
             "data set": card.name,
             "modality": f"{card.modality}, {card.dimensions}D",
             "structures": ", ".join(card.structures.values()),
-            "patients": card.facts.patients or "–",
-            "cases": card.facts.cases or "–",
+            "patients": card.facts.patients,
+            "cases": card.facts.cases,
             "licence": card.licence,
             "access": card.access,
         }
