@@ -13,13 +13,17 @@ foundation-model       a recipe; tests for the components `architecture` and `ch
 A row with everything its kind asks for *works*, with a part of it it is *partial*, with nothing *missing*.
 """
 
+import os
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from tqdm import tqdm
 
 from medcook import evidence, statistics
 from medcook.coverage import as_identifier, component_tests, fixture_tests
@@ -211,6 +215,22 @@ def stale_state(recipe, summary: Summary | None, check: bool) -> str | None:
         return evidence.stale_because(recipe, summary) if check else None
     except MedcookError:  # what an arm needs, such as pre-trained weights, is not to be had on this machine
         return None
+
+
+def recompute(papers: list[str]) -> None:
+    """The fingerprints of these papers' recipes, a process a core: kept on disk, so that asking for freshness is quick.
+
+    A method is trained for 20 steps to get one; this is what `medcook papers` spends its minutes on.
+    """
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
+        for _ in tqdm(pool.map(_freshness, papers), total=len(papers), desc="fingerprints", leave=False):
+            pass
+
+
+def _freshness(paper: str) -> str | None:
+    from medcook.recipes import find_recipe
+
+    return stale_state(find_recipe(paper), evidence.load_summary(paper), check=True)
 
 
 @cache

@@ -232,7 +232,9 @@ plots.worst_cases(adapted, tables["salt"], count=3)
 teaching.show_evidence("salt")
 
 # %% [markdown]
-# What a Dice costs: parameters trained (on a log scale) against what they bring.
+# What a Dice costs: parameters trained (on a log scale) against what they bring. Low-rank updates everywhere are the
+# cheap end here, and too little: with the decoder itself frozen, the class tokens get no masks of their own in so few
+# steps. In SALT's comparison above LoRA stands beside a decoder that learns.
 
 # %%
 papers = teaching.measured("03_sam_adaptation")

@@ -285,3 +285,23 @@ def test_reproduce_prints_table_verdict_and_environment(monkeypatch):
 def test_a_profile_that_does_not_exist_is_one_line():
     result = call("reproduce", "leakage", "--profile", "fast")
     assert result.exit_code == 1 and "fast" in result.stderr
+
+
+def test_fingerprints_are_recomputed_for_every_paper_asked_for(monkeypatch):
+    class Here:
+        """A pool of processes that is none."""
+
+        def __init__(self, *_):
+            self.map = map
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            return False
+
+    asked = []
+    monkeypatch.setattr(papers, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr(papers, "stale_state", lambda recipe, summary, check: asked.append((recipe.paper, check)))
+    papers.recompute(["bcp", "salt"])
+    assert asked == [("bcp", True), ("salt", True)]

@@ -12,7 +12,18 @@ from rich.table import Table
 
 from medcook import evidence, paths
 from medcook.errors import MedcookError
-from medcook.papers import Facts, find_row, gather, load_ledger, overview, own_claims, requirements, stale_state, status
+from medcook.papers import (
+    Facts,
+    find_row,
+    gather,
+    load_ledger,
+    overview,
+    own_claims,
+    recompute,
+    requirements,
+    stale_state,
+    status,
+)
 from medcook.records import Comparison, Summary
 
 WIDTH = 140
@@ -29,6 +40,8 @@ def papers(ctx: typer.Context, as_json: AsJson = False, no_check: NoCheck = Fals
     """List all papers by chapter with their status, verdict, effect and freshness."""
     if ctx.invoked_subcommand:
         return
+    if not no_check:
+        recompute([row.id for row in load_ledger() if evidence.load_summary(row.id)])
     entries = overview(check=not no_check)
     if as_json:
         typer.echo(json.dumps(entries, indent=1, allow_nan=False))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from medcook.plots import colour, credit, panels
 from medcook.records import Summary
@@ -65,6 +66,7 @@ def cost_figure(summary: Summary) -> Figure:
         label = f"{name} ({arm.cost['seconds']:.0f} s)"
         axes.errorbar(trained, arm.mean, yerr=bounds, fmt=marker, color=colour(number), capsize=3, label=label)
     axes.set_xscale("log")
+    axes.xaxis.set(major_locator=LogLocator(subs=(1, 3)), major_formatter="{x:,.0f}", minor_formatter=NullFormatter())
     axes.set(xlabel="parameters trained", ylabel=summary.metric.replace("_", " "))
     axes.set_title(f"{summary.title}: {summary.verdict}", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
