@@ -15,7 +15,9 @@ from medcook.papers import load_ledger
 from medcook.paths import PAPERS
 from medcook.records import Comparison, Summary
 
-UNBROKEN = "<style>.output_html .highlight pre {white-space: pre; word-break: normal; overflow-x: auto}</style>"
+UNBROKEN = """<style>
+.shown-code pre {white-space: pre !important; word-break: normal !important; overflow-x: auto}
+</style>"""
 """Long lines of code scroll: JupyterLab breaks them inside words."""
 
 NO_BREAK = "\u00a0"
@@ -25,8 +27,8 @@ NO_BREAK = "\u00a0"
 def show_code(*objects) -> None:
     """Display the source of functions and classes as it stands in the package: not a copy."""
     source = "\n\n".join(textwrap.dedent(inspect.getsource(thing)).rstrip() for thing in objects)
-    page = Code(source, language="python")._repr_html_() + UNBROKEN
-    display({"text/html": page, "text/plain": source}, raw=True)
+    page = Code(source, language="python")._repr_html_()
+    display({"text/html": f'<div class="shown-code">{page}</div>{UNBROKEN}', "text/plain": source}, raw=True)
 
 
 def with_interval(value: float | None, low: float | None, high: float | None, sign: bool = False) -> str:

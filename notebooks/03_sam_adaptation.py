@@ -118,9 +118,9 @@ zero_shot_figure(card.stored())
 # %% [markdown]
 # Read it line by line, not by its mean. From the box, an ellipse is hard to beat on what is round; a ring, whose box
 # holds two structures, is the hard case for all. From a single click in a CT, a random walker, which floods what looks
-# alike, is ahead of the network, which was never shown a small organ in a large image. Which targets have a border that
-# the prompt points at, and which are defined by convention? Unevenness is what the survey *SAM4MIS* (Zhang et al. 2024)
-# reports of the real SAM over dozens of studies, and why adaptation is the subject of all the others in this chapter.
+# alike, is ahead of the network on most organs. Which targets have a border that the prompt points at, and which are
+# defined by convention? Unevenness is what the survey *SAM4MIS* (Zhang et al. 2024) reports of the real SAM over dozens
+# of studies, and why adaptation is the subject of all the others in this chapter.
 #
 # ## How a prompt gets in
 # SAM turns points and corners into tokens that attend to the image. From a billion masks it learns what they mean. The
@@ -234,7 +234,8 @@ teaching.show_evidence("salt")
 # %% [markdown]
 # What a Dice costs: parameters trained (on a log scale) against what they bring. Low-rank updates everywhere are the
 # cheap end here, and too little: with the decoder itself frozen, the class tokens get no masks of their own in so few
-# steps. In SALT's comparison above LoRA stands beside a decoder that learns.
+# steps. In SALT's comparison above LoRA stands beside a decoder that learns. Seconds were taken while other work ran on
+# the machine, more for some arms than for others: read them as an order of magnitude.
 
 # %%
 papers = teaching.measured("03_sam_adaptation")

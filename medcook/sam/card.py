@@ -3,7 +3,7 @@
 With `--development` only some training patients of the development sets are scored, for weights that may still change.
 
 acdc and hippocampus are development sets: the design was chosen on their training patients, so they are scored on their
-test patients. chest_xray, bubil and openkbp were looked at for nothing, and are read once, for the finished weights.
+test patients. No choice was made on chest_xray, bubil and openkbp: the card reads them once, for the finished weights.
 """
 
 import argparse

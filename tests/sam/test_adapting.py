@@ -84,6 +84,14 @@ def test_a_segmenter_is_the_decoder_with_a_token_a_class(model):
     assert torch.allclose(segmenter.masks(embedding)[:, :1], model.refine(logits[:, :1], embedding), atol=1e-5)
 
 
+def test_the_moving_average_shares_what_is_frozen_and_copies_what_learns():
+    nets = AdaptedSam(tuned=("decoder",)).build(1, 3, 2)
+    pairs = list(zip(nets["model"].parameters(), nets["average"].parameters(), strict=True))
+    assert {learnt.requires_grad for learnt, _ in pairs} == {True, False}
+    assert all((learnt is mean) != learnt.requires_grad for learnt, mean in pairs)
+    assert not any(mean.requires_grad for _, mean in pairs)
+
+
 def test_no_prompts_say_nothing(model):
     sparse = model.prompted(model.embed(torch.randn(1, 1, SIZE, SIZE)), no_prompts(1))[1]
     nothing = model.sam.prompt_encoder.not_a_point_embed.weight
