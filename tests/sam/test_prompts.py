@@ -64,3 +64,18 @@ def test_the_next_click_is_in_the_largest_error_and_says_which_way():
 def test_scaling_moves_everything():
     small = Prompt(((4, 6),), ((1, 1),), (0, 2, 8, 10)).scaled(0.5)
     assert small == Prompt(((2, 3),), ((0.5, 0.5),), (0, 1, 4, 5))
+
+
+def test_the_next_click_goes_where_one_part_of_the_error_is_largest_not_where_its_sum_is():
+    truth, answer = np.zeros((12, 12), bool), np.zeros((12, 12), bool)
+    for corner in (0, 4, 8):
+        truth[0:2, corner : corner + 2] = True  # missing: 12 pixels in three parts
+    answer[6:9, 3:6] = True  # too much: 9 pixels in one
+    clicked = next_click(first_click(truth), answer, truth)
+    assert clicked.background == ((4.5, 7.5),) and len(clicked.foreground) == 1
+
+
+def test_the_border_of_the_image_is_a_border_of_the_object():
+    mask = np.zeros((9, 9), bool)
+    mask[:5] = True
+    assert middle_of(mask)[1] == 2.5
