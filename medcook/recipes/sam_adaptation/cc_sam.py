@@ -214,7 +214,7 @@ recipe = Recipe(
         "full": Scale(
             Task("bubil", folds=3),
             Budget(steps=140, batch=4, checks=0),
-            arms=("fine-tuned", "cc-sam", "without cnn"),
+            arms=("fine-tuned", "cc-sam", "without cnn", "random cnn", "without text"),
         ),
     },
     source="the paper's abstract; there is no official code, so that the fusion's layers are our reading",

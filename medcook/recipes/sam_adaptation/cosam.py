@@ -232,7 +232,7 @@ recipe = Recipe(
         "full": Scale(
             MONTGOMERY,
             Budget(steps=120, batch=4, checks=0),
-            arms=("prompt-free", "cosam", "without error decoder", "u-net"),
+            arms=("prompt-free", "cosam", "without error decoder", "one pass", "u-net"),
         ),
     },
     source="the paper's abstract, which names no figures; the loop as in arXiv 2411.10136",

@@ -115,7 +115,7 @@ recipe = Recipe(
     compare=("dvpt", "full tuning"),
     ablation=("dvpt", "static prompts"),
     replicate="draw",
-    scales=scales("decoder only", "full tuning", "dvpt", "static prompts"),
+    scales=scales("decoder only", "full tuning", "lora", "dvpt", "static prompts"),
     published={
         "extra trainable parameters, share": 0.005,
         "gain in kappa over full tuning, classification": 0.022,

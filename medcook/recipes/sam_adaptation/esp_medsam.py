@@ -238,7 +238,7 @@ recipe = Recipe(
         "full": Scale(
             Task("acdc", labelled=7, evaluation="test"),
             Budget(steps=160, batch=4, checks=0),
-            arms=("fine-tuned", "esp-medsam", "without self-prompts"),
+            arms=("fine-tuned", "esp-medsam", "without self-prompts", "without distillation"),
         ),
     },
     published={"parameters, as a share of SAM-Base": 0.314},

@@ -93,6 +93,7 @@ recipe = Recipe(
         "decoder",
         "decoder, lora",
         "both",
+        "both, adapter",
         "both, lora",
         "u-net",
         "decoder, all labels",

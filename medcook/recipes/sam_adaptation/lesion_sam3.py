@@ -158,7 +158,6 @@ recipe = Recipe(
     compare=("name and neighbour", "name, full"),
     ablation=("name and neighbour", "name, not the neighbour"),
     scales=scales(
-        *("name, full", "name and neighbour", "name, not the neighbour"),
         quick=NeighbourTask("embedded", labelled=3),
         full=NeighbourTask("acdc", labelled=10, evaluation="test"),
         steps=120,
