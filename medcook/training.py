@@ -5,14 +5,12 @@ with the same bits, and a run does not depend on how its batches were loaded.
 """
 
 import contextlib
-import logging
 import time
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 
 import psutil
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -25,8 +23,6 @@ from medcook.networks import parameters
 from medcook.precision import resolve_precision
 from medcook.runs import RunFolder, content_key
 from medcook.tasks import Budget, Samples, Task
-
-logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
 
 CHECKPOINT_SECONDS = 20.0
 GRADIENT_NORM = 5.0
@@ -118,7 +114,7 @@ class Loop:
     """One training run; `run` reads from top to bottom.
 
     deadline     time of `time.monotonic` after which a run with a folder saves its state and pauses
-    accelerator  as Lightning Fabric names it; `auto` is a GPU where there is one
+    accelerator  `cpu`, `cuda`, ...; `auto` is a GPU where there is one
     devices      how many of these; each is a process, sees its share of every batch, and has the mean gradient
     """
 
@@ -147,11 +143,11 @@ class Loop:
         """Train for the budget's steps; with a folder, save checkpoints and resume from one."""
         precision = "bf16-mixed" if self.precision == "bfloat16" else "32-true"
         if self.devices == 1:
-            return self.train_on(Fabric(accelerator=self.accelerator, devices=1, precision=precision), folder)
+            return self.train_on(parallel.Alone(self.accelerator, precision), folder)
         return parallel.launch(self, precision, folder)
 
-    def train_on(self, fabric: Fabric, folder: RunFolder | None) -> Fitted:
-        """The run itself, in one of the processes."""
+    def train_on(self, fabric, folder: RunFolder | None) -> Fitted:
+        """The run itself, in one of the processes; `fabric` is Lightning's, or `parallel.Alone`."""
         nets = parallel.synchronised(self.build(), fabric)
         trained = [p for p in nets.parameters() if p.requires_grad]
         optimiser, schedule = self.method.optimise(trained, self.budget.steps)
@@ -226,7 +222,7 @@ class Loop:
         }
         return Fitted(self.method, self.task, nets.cpu(), weights, history, cost)
 
-    def batches(self, step: int, rng: torch.Generator, fabric: Fabric) -> tuple[Batch, Batch | None]:
+    def batches(self, step: int, rng: torch.Generator, fabric) -> tuple[Batch, Batch | None]:
         """The augmented batch of a step: labelled images and, for methods that use them, as many unlabelled ones."""
         parts = []
         for samples in (self.train, self.extra):

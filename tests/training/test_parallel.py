@@ -1,16 +1,19 @@
 """Two processes of a CPU train what one trains, pause and resume together, and tell users what is wrong."""
 
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from lightning_fabric import Fabric
 from tiny import BUDGET, TASK
 from torch import nn
 
 from medcook import training
 from medcook.errors import MedcookError, Paused
 from medcook.methods import Batch, Supervised
-from medcook.parallel import average_gradients, share
+from medcook.parallel import Alone, average_gradients, share
 from medcook.runs import RunFolder
 from medcook.tasks import Budget
 from medcook.training import Loop
@@ -56,6 +59,19 @@ def test_two_processes_train_what_one_trains():
     moved = [weight - start for weight, start in zip(one.weights["last"].values(), start_weights(), strict=True)]
     assert max(change.abs().max() for change in moved) > 1e-3
     assert one.history["val_dice"] == pytest.approx(two.history["val_dice"], abs=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_one_device_trains_the_same_without_fabric_as_with_it(precision):
+    alone = loop(1).train_on(Alone("cpu", precision), None)
+    fabric = loop(1).train_on(Fabric(accelerator="cpu", devices=1, precision=precision), None)
+    assert all(torch.equal(weight, fabric.weights["last"][name]) for name, weight in alone.weights["last"].items())
+    assert alone.history == fabric.history
+
+
+def test_fabric_is_loaded_for_several_devices_only():
+    asked = "import sys, medcook.training; print('lightning_fabric' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", asked], text=True).strip() == "False"
 
 
 def start_weights() -> list[torch.Tensor]:

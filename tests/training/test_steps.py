@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from lightning_fabric import Fabric
 from tiny import BUDGET, METHOD, SHORT, TASK, train
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -13,6 +12,7 @@ from medcook.data import IGNORE
 from medcook.data.transforms import NONE
 from medcook.errors import MedcookError
 from medcook.methods import Method, Supervised
+from medcook.parallel import Alone
 from medcook.tasks import Budget, Samples, Task
 from medcook.training import Loop, batch_indices, fit, validation_dice
 
@@ -83,7 +83,7 @@ def test_the_precision_asked_for_is_used(precision, monkeypatch):
 def test_batches_are_augmented():
     def batch(method: Method):
         loop = Loop(method, TASK, BUDGET, "float32", 0, TASK.samples("labelled"), None, None)
-        return loop.batches(2, torch.Generator().manual_seed(0), Fabric(accelerator="cpu"))[0]
+        return loop.batches(2, torch.Generator().manual_seed(0), Alone("cpu"))[0]
 
     train, chosen = TASK.samples("labelled"), batch_indices(16, 4, 2, seed=0)
     still = batch(replace(METHOD, augmentation=NONE))
