@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from medcook.data.datasets import open_dataset
-from medcook.data.embedded import PATIENTS, SHAPE, SITES
+from medcook.data.embedded import PATIENTS, SHAPE, SITES, simulated
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +20,7 @@ def test_no_network_is_needed(monkeypatch):
         raise AssertionError("the embedded cohort must not open a connection")
 
     monkeypatch.setattr(socket, "socket", refuse)
+    simulated.cache_clear()
     dataset = open_dataset("embedded")
     assert dataset.load(dataset.split.train[0]).image.shape == (1, *SHAPE)
 
@@ -35,9 +36,18 @@ def test_every_case_is_what_the_manifest_says(cohort):
 
 
 def test_a_patient_is_the_same_each_time_and_unlike_the_next(cohort):
+    simulated.cache_clear()
     again = open_dataset("embedded").read("brain01")
     assert np.array_equal(again.image, cohort[0].image) and np.array_equal(again.raters, cohort[0].raters)
     assert not np.array_equal(cohort[1].label, cohort[0].label)
+
+
+def test_who_changes_a_patient_changes_it_for_nobody_else(cohort):
+    mine = open_dataset("embedded").read("brain01")
+    mine.image[:], mine.label[:], mine.raters[:], mine.attributes["site"] = 0, 0, 0, "moon"
+    again = open_dataset("embedded").read("brain01")
+    assert np.array_equal(again.image, cohort[0].image) and np.array_equal(again.label, cohort[0].label)
+    assert np.array_equal(again.raters, cohort[0].raters) and again.attributes == cohort[0].attributes
 
 
 def test_sites_differ_in_intensity_and_noise(cohort):
