@@ -5,12 +5,10 @@ or an original `.pth` file of Segment Anything or MedSAM. Tensors are read by sa
 checkpoint cannot run code.
 """
 
-import json
 import re
 from pathlib import Path
 
 import torch
-import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, PreTrainedModel, Sam2Model, SamConfig, SamModel, SamVisionConfig
@@ -98,21 +96,6 @@ def load_sam(name: str | Path) -> PreTrainedModel:
     except (OSError, ValueError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:160]
         raise MedcookError(f"{name}: the checkpoint cannot be read ({reason}).", _way_out(path)) from error
-
-
-def load_sam3(folder: str | Path):
-    """A real checkpoint, of SAM 3 or of a model tuned from it, laid out in a folder as on the Hugging Face hub."""
-    folder = Path(folder)
-    if not (folder / "config.json").exists():
-        hint = "Ask for access at huggingface.co/facebook/sam3, then: hf download facebook/sam3 --local-dir FOLDER."
-        raise MedcookError(f"{folder} holds no SAM 3 checkpoint (no config.json).", hint)
-    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    if kind not in ("sam3", "sam3_video"):
-        raise MedcookError(f"{folder} holds a {kind!r} model, not SAM 3.", "Take a checkpoint of type sam3.")
-    if not transformers.utils.is_torchvision_available():
-        hint = "Install torchvision in an environment of its own: the book itself does without it."
-        raise MedcookError("SAM 3 needs torchvision, which is not installed.", hint)
-    return transformers.Sam3Model.from_pretrained(folder, local_files_only=True).eval()
 
 
 def _way_out(path: Path) -> str:

@@ -4,7 +4,7 @@ A promptable model that has seen few medical images looks able as long as somebo
 named only, it fails, and better words do not help: the whole model has to learn what they mean. Here a name is learnt,
 t_c, and joins the mask token, q, with which the mask decoder reads the image and the box:
     mask = decoder(encoder(x), [q + t_c, box or nothing]);   learnt: t_c alone, or t_c and decoder, or everything.
-`medcook.sam.checkpoints.load_sam3` opens a real checkpoint of SAM 3, or of one tuned from it, where it was downloaded.
+`medcook.sam.sam3` opens a real checkpoint of SAM 3, or of one tuned from it, where it was downloaded.
 """
 
 import torch
@@ -91,10 +91,16 @@ recipe = Recipe(
             "Dice from the tight box, and from one whose sides lie a quarter further out, beside Dice from the name",
         ),
         Component(
-            "SAM 3",
-            "absent",
-            "the small SAM stands in, which has no words to begin with; `load_sam3` opens the real weights where these "
-            "and torchvision are there, and is tested up to that point",
+            "architecture",
+            "simplified",
+            "the evidence tunes the small SAM, which has no words to begin with; SAM 3 itself is transformers', takes "
+            "words and boxes, and is tested at a thousandth of its size",
+        ),
+        Component(
+            "checkpoint",
+            "simplified",
+            "`load_sam3` opens a folder of SAM 3 or Medical SAM3; tested with small random weights in that layout: "
+            "the real ones are given out on request only",
         ),
         Component("33 sets of 10 modalities", "absent", "one set of heart MR, slice by slice"),
     ),
