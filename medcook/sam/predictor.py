@@ -13,12 +13,15 @@ from medcook.errors import MedcookError
 from medcook.sam.asking import draw_box, draw_points
 from medcook.sam.model import DENSE, MOST_POINTS, PADDING, SIZE, Embedding, Prompts, SmallSam
 from medcook.sam.prompts import Prompt
+from medcook.sam.views import Window, agreement, click_windows, square
 
 KEPT = 128
 """Embeddings that a predictor remembers."""
 ROOMS = (2.0, 1.5, 2.8, 4.0)
 """A zoomed window is so many times as long as the box. A box that is all that is asked is looked at in all of these and
-the answers are averaged: a close view shows a wall, a wide one what it surrounds. Other prompts: the first alone."""
+the answers are averaged: a close view shows a wall, a wide one what it surrounds. A box and more: the first alone."""
+OUTSIDE = -20.0
+"""Logit of what no view shows."""
 
 THRESHOLDS = torch.arange(-4, 2.25, 0.5)
 """Logits above which a place may count as object where a box was all that was asked."""
@@ -28,7 +31,10 @@ RELUCTANCE = 0.02
 
 @dataclass(frozen=True)
 class Answer:
-    """Masks (K, height, width) bool, best first, their predicted IoU (K,) and their logits (K, height, width)."""
+    """Masks (K, height, width) bool, best first, their predicted IoU (K,) and their logits (K, height, width).
+
+    A zoomed answer to clicks comes first whatever is expected of it; to a single click, three alternatives follow.
+    """
 
     masks: np.ndarray
     iou: np.ndarray
@@ -43,7 +49,7 @@ class Answer:
 class Predictor:
     """Answers prompts on 2-D images; an image is embedded once, whatever is asked of it.
 
-    zoom   look closer where a box is small: the window around it is embedded on its own
+    zoom   look closer where a box is small, and at clicks from three distances: each window is embedded on its own
     tight  a box that is all that is asked ends where the object ends: its answer fills it (see `reaching`)
     """
 
@@ -55,31 +61,44 @@ class Predictor:
         """The answer to one prompt on an image (height, width)."""
         check_image(image)
         prompt.check(image.shape)
+        if self.zoom and prompt.box is None and prompt.mask is None:
+            return self._clicked(image, prompt)
         only_box = prompt.box is not None and prompt.mask is None and not (prompt.foreground or prompt.background)
         rooms = ROOMS[: len(ROOMS) if only_box else 1] if self.zoom and prompt.box else ()
         windows = {box_window(prompt.box, image.shape, room) for room in rooms} or {whole(image)}
-        views = [self._view(image, prompt, window) for window in sorted(windows)]
-        logits = torch.stack([part for part, _ in views]).nanmean(0).nan_to_num(nan=-20.0)
+        logits, iou = self._views(image, prompt, sorted(windows))
+        logits, iou = logits.nanmean(0).nan_to_num(nan=OUTSIDE), iou.mean(0)
         if self.tight and only_box:
             logits = reaching(logits, prompt.box)
-        iou = torch.stack([part for _, part in views]).mean(0)
         order = iou.argsort(descending=True)
         logits = logits[order].numpy()
         return Answer(logits > 0, iou[order].numpy().clip(0, 1), logits)
 
+    def _clicked(self, image: np.ndarray, prompt: Prompt) -> Answer:
+        """The answer to clicks: what all views agree on, then, for a single click, the whole image's alternatives."""
+        seen, trust = self._views(image, prompt, click_windows(prompt, image.shape))
+        seen = seen.nan_to_num(nan=OUTSIDE)
+        first, expected = agreement(seen.flatten(0, 1), trust.flatten(), prompt)
+        order = trust[0].argsort(descending=True) if len(trust[0]) > 1 else []
+        logits = torch.stack([first, *seen[0, order]]).numpy()
+        return Answer(logits > 0, np.array([expected, *trust[0, order]]).clip(0, 1), logits)
+
     @torch.no_grad()
-    def _view(self, image: np.ndarray, prompt: Prompt, window: tuple[int, int, int, int]) -> tuple[Tensor, Tensor]:
-        """Logits (K, height, width), NaN outside the window (left, top, right, bottom) looked at, and (K,) IoU."""
-        left, top, right, bottom = window
-        part, asked = image[top:bottom, left:right], moved(prompt, window)
-        embedding = self.embed(part)
-        logits, iou = self.model.decode(embedding, encode(asked, SIZE / max(part.shape)))
+    def _views(self, image: np.ndarray, prompt: Prompt, windows: list[Window]) -> tuple[Tensor, Tensor]:
+        """Logits (W, K, height, width), NaN outside the window (left, top, right, bottom) looked at, and (W, K) IoU."""
+        parts = [image[top:bottom, left:right] for left, top, right, bottom in windows]
+        embedding = together([self.embed(part) for part in parts])
+        asked = [
+            encode(moved(prompt, window), SIZE / max(part.shape)) for part, window in zip(parts, windows, strict=True)
+        ]
+        logits, iou = self.model.decode(embedding, together(asked))
         several = len(prompt.foreground) == 1 and not prompt.background and prompt.box is None and prompt.mask is None
         chosen = slice(1, None) if several else slice(0, 1)
-        fine = restore(self.model.refine(logits[:, chosen], embedding), part.shape)[0]
-        seen = torch.full((len(fine), *image.shape), torch.nan)
-        seen[:, top:bottom, left:right] = fine
-        return seen, iou[0, chosen]
+        fine = self.model.refine(logits[:, chosen], embedding)
+        seen = torch.full((*fine.shape[:2], *image.shape), torch.nan)
+        for view, part, answer, (left, top, right, bottom) in zip(seen, parts, fine, windows, strict=True):
+            view[:, top:bottom, left:right] = restore(answer[None], part.shape)[0]
+        return seen, iou[:, chosen]
 
     @torch.no_grad()
     def embed(self, image: np.ndarray) -> Embedding:
@@ -90,6 +109,11 @@ class Predictor:
             if len(self.remembered) > KEPT:
                 self.remembered.popitem(last=False)
         return self.remembered[key]
+
+
+def together(rows: list):
+    """One `Embedding`, or one `Prompts`, of the rows of several."""
+    return type(rows[0])(*(torch.cat(each) for each in zip(*rows, strict=True)))
 
 
 def reaching(logits: Tensor, box: tuple[float, ...]) -> Tensor:
@@ -181,23 +205,18 @@ def thinned(points: list) -> list:
     return [points[round(k)] for k in np.linspace(0, len(points) - 1, MOST_POINTS)]
 
 
-def whole(image: np.ndarray) -> tuple[int, int, int, int]:
+def whole(image: np.ndarray) -> Window:
     """The window (left, top, right, bottom) that is the image."""
     return 0, 0, image.shape[1], image.shape[0]
 
 
-def box_window(box: tuple[float, ...], shape: tuple[int, int], room: float) -> tuple[int, int, int, int]:
-    """A square window (left, top, right, bottom) around a box, `room` times its longer side; at most the image."""
-    height, width = shape
-    side = round(max(16.0, room * max(box[2] - box[0], box[3] - box[1])))
-    if side >= max(height, width):
-        return 0, 0, width, height
-    corner = [(box[0] + box[2] - side) / 2, (box[1] + box[3] - side) / 2]
-    left, top = (int(min(max(0, at), max(0, end - side))) for at, end in zip(corner, (width, height), strict=True))
-    return left, top, min(width, left + side), min(height, top + side)
+def box_window(box: tuple[float, ...], shape: tuple[int, int], room: float) -> Window:
+    """A square window around a box, `room` times its longer side; at most the image."""
+    centre = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
+    return square(centre, room * max(box[2] - box[0], box[3] - box[1]), shape)
 
 
-def moved(prompt: Prompt, window: tuple[int, int, int, int]) -> Prompt:
+def moved(prompt: Prompt, window: Window) -> Prompt:
     """The prompt in the pixels of a window; points outside it are left out."""
     left, top, right, bottom = window
     inside = lambda points: tuple((x - left, y - top) for x, y in points if left <= x <= right and top <= y <= bottom)  # noqa: E731

@@ -46,8 +46,27 @@ def model():
 def test_every_prompt_gets_an_answer_on_the_images_own_grid(model, prompt):
     answer = Predictor(model)(IMAGE, prompt)
     assert answer.masks.shape[1:] == answer.logits.shape[1:] == SHAPE and answer.mask.dtype == bool
-    assert len(answer.masks) == len(answer.iou) == (3 if prompt == Prompt(foreground=((80, 30),)) else 1)
-    assert (np.diff(answer.iou) <= 0).all() and (answer.iou >= 0).all() and (answer.iou <= 1).all()
+    assert len(answer.masks) == len(answer.iou) == (4 if prompt == Prompt(foreground=((80, 30),)) else 1)
+    assert (np.diff(answer.iou[1:]) <= 0).all() and (answer.iou >= 0).all() and (answer.iou <= 1).all()
+
+
+def test_one_look_at_a_single_click_gives_three_masks_best_first(model):
+    answer = Predictor(model, zoom=False)(IMAGE, Prompt(foreground=((80, 30),)))
+    assert len(answer.masks) == len(answer.iou) == 3 and (np.diff(answer.iou) <= 0).all()
+    zoomed = Predictor(model)(IMAGE, Prompt(foreground=((80, 30),)))
+    assert np.array_equal(zoomed.masks[1:], answer.masks), "what the whole image says is still among the answers"
+
+
+def test_a_click_nearby_finds_its_windows_embedded(model):
+    predictor, asked = Predictor(model), []
+    embed, model.embed = model.embed, lambda images: asked.append(1) or embed(images)
+    try:
+        for x in (80, 80.5, 20):
+            predictor(IMAGE, Prompt(foreground=((x, 30),)))
+            asked.append(0)
+    finally:
+        del model.embed
+    assert asked == [1, 1, 1, 0, 0, 1, 1, 0]
 
 
 def test_an_image_is_embedded_once(model):
@@ -141,8 +160,8 @@ def test_an_answer_that_stops_short_of_its_box_is_let_out_and_kept_in_it():
 def test_a_box_is_looked_at_from_several_distances_and_the_answers_averaged(model):
     box = (70, 20, 90, 40)
     predictor = Predictor(model, tight=False)
-    views = [predictor._view(IMAGE, Prompt(box=box), box_window(box, SHAPE, room)) for room in ROOMS]
-    seen = torch.stack([logits[0] for logits, _ in views])
+    views = [predictor._views(IMAGE, Prompt(box=box), [box_window(box, SHAPE, room)]) for room in ROOMS]
+    seen = torch.stack([logits[0, 0] for logits, _ in views])
     assert [int((~one.isnan()).sum()) for one in seen] == [40 * 40, 30 * 30, 56 * 56, 80 * 80]
     answer = predictor(IMAGE, Prompt(box=box))
     row, column = 30, 80
