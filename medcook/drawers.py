@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from medcook import fair_figures, pooled
+from medcook import fair_evidence, fair_figures, pooled
 from medcook.comparison import comparison_figure
 from medcook.figures import draws
 from medcook.handover import draw_handover
@@ -268,7 +268,7 @@ def fairseg_figure(summary: Summary, frame: pd.DataFrame) -> Figure:
     arms = list(summary.arms)
     figure, (left, right) = panels(1, 2, size=(10, 1.8 + 0.42 * len(arms)), sharey=True, width_ratios=(1.2, 1))
     fair_figures.draw_groups(left, {name: frame[frame["arm"] == name] for name in arms})
-    fair_figures.draw_equity(right, frame, arms)
+    fair_evidence.draw_equity(right, frame, arms)
     left.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     figure.suptitle(f"{summary.title}: {summary.verdict}", fontsize=9)
     return credit(figure, summary.dataset)
@@ -280,7 +280,7 @@ def masking_figure(summary: Summary, frame: pd.DataFrame) -> Figure:
     arms = list(summary.arms)
     figure, (left, right) = panels(1, 2, size=(10, 1.8 + 0.4 * len(arms)), sharey=True, width_ratios=(1.4, 1))
     own = {name: frame[frame["arm"] == name] for name in arms}
-    fair_figures.draw_tested(right, fair_figures.tested_under(frame, arms))
+    fair_evidence.draw_tested(right, fair_evidence.tested_under(frame, arms))
     fair_figures.draw_auc(left, {"": own}, "AUC under its own view, 95% interval")
     left.set_title("trained on ...", fontsize=9, loc="left")
     figure.suptitle(f"{summary.title}: {summary.verdict}", fontsize=9)
@@ -291,7 +291,7 @@ def masking_figure(summary: Summary, frame: pd.DataFrame) -> Figure:
 def audit_figure(summary: Summary, frame: pd.DataFrame) -> Figure:
     """What is read from embeddings, and what a simulated drain does to the AUC of the finding."""
     figure, (left, right) = panels(1, 2, size=(11, 1.8 + 0.5 * len(summary.arms)), sharey=True)
-    fair_figures.draw_auc(left, fair_figures.probed(frame, list(summary.arms)), "AUC of what is read, 95% interval")
-    fair_figures.draw_auc(right, fair_figures.drained(frame, list(summary.arms)), "AUC of the finding, 95% interval")
+    fair_figures.draw_auc(left, fair_evidence.probed(frame, list(summary.arms)), "AUC of what is read, 95% interval")
+    fair_figures.draw_auc(right, fair_evidence.drained(frame, list(summary.arms)), "AUC of the finding, 95% interval")
     figure.suptitle(f"{summary.title}: {summary.verdict}", fontsize=9)
     return credit(figure, summary.dataset)

@@ -1,6 +1,6 @@
 """Pictures of groups: how each of them fares, whether a gap is more than noise, what a model sees and looks at."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy.stats import binomtest
 from torch import Tensor
 
-from medcook import plots, pooled, statistics
+from medcook import plots, statistics
 from medcook.data.manifests import Manifest
 from medcook.measures.fairness import by_group, dealt_gaps, gap_test
 from medcook.teaching import with_interval
@@ -20,8 +20,6 @@ from medcook.teaching import with_interval
 MARKERS = "osD^vP"
 RESAMPLES = 500
 """Resamples behind an interval in figures of many AUCs, which are slow to resample; tables have more."""
-MASKINGS = {"full": "whole image", "without": "without lungs", "only": "lungs only"}
-"""The maskings under which classifiers are tested, {part of the column's name: what it shows}."""
 
 
 def draw_groups(
@@ -35,7 +33,7 @@ def draw_groups(
         style = {"color": plots.colour(number), "fmt": MARKERS[number % len(MARKERS)], "markersize": 5, "capsize": 2}
         for row, table in enumerate(tables.values()):
             if who in table.index:
-                _bar(axes, *table.loc[who, ["mean", "low", "high"]], row + offset, **style)
+                bar(axes, *table.loc[who, ["mean", "low", "high"]], row + offset, **style)
         axes.plot([], [], style["fmt"], color=style["color"], label=f"{who} (n = {count:.0f})")
     axes.set_yticks(range(len(tables)), list(tables), fontsize=8)
     axes.set_ylim(len(tables) - 0.5, -0.5)
@@ -165,7 +163,7 @@ def threshold_view(frame: pd.DataFrame, attribute: str, threshold: float, datase
         for place, name in enumerate(("sensitivity", "specificity")):
             value, low, high, count = table.loc[who, [name, f"{name} low", f"{name} high", f"{name} n"]]
             height, style = number + 0.3 * (place - 0.5), {"fmt": MARKERS[place], "color": plots.colour(place)}
-            _bar(right, value, low, high, height, **style, capsize=3, markersize=6)
+            bar(right, value, low, high, height, **style, capsize=3, markersize=6)
             right.text(1.04, height, f"n = {count:.0f}", va="center", fontsize=8, color=style["color"])
     left.axvline(threshold, color="black", linewidth=1.2)
     left.set_yticks(range(len(table)), list(table.index))
@@ -207,7 +205,7 @@ def subgroup_figure(tables: Mapping[str, pd.DataFrame], dataset: str) -> Figure:
     names = list(next(iter(tables.values()))["subgroup"])
     for number, (axes, (name, table)) in enumerate(zip(row[0], tables.items(), strict=True)):
         for place, line in enumerate(table.itertuples()):
-            _bar(axes, line.auc, line.low, line.high, place, fmt="s", color=plots.colour(number), capsize=3)
+            bar(axes, line.auc, line.low, line.high, place, fmt="s", color=plots.colour(number), capsize=3)
             axes.text(1.03, place, f"{line.diseased} of {line.patients}", va="center", fontsize=8)
         axes.axvline(table["auc"].iloc[0], color="0.7", linewidth=1, zorder=0)
         axes.axvline(0.5, color="0.5", linewidth=1, linestyle=":")
@@ -271,48 +269,6 @@ def saliency_sheet(
     return plots.credit(figure, manifest)
 
 
-def draw_equity(axes: Axes, frame: pd.DataFrame, arms: Sequence[str]) -> None:
-    """Equity-scaled Dice of every arm by both formulas, with 95% intervals."""
-    formulas = {"equity_scaled_dice": "by the sum", "equity_scaled_dice_std": "by the spread"}
-    for number, (metric, label) in enumerate(formulas.items()):
-        for row, name in enumerate(arms):
-            found = statistics.interval(frame[frame["arm"] == name], metric)
-            style = {"color": plots.colour(number + 2), "fmt": MARKERS[number + 2], "markersize": 5, "capsize": 2}
-            _bar(axes, found.mean, found.low, found.high, row + 0.3 * (number - 0.5), **style)
-        axes.plot([], [], style["fmt"], color=style["color"], label=label)
-    axes.set_xlabel("equity-scaled Dice, 95% interval", fontsize=8)
-    axes.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def tested_under(frame: pd.DataFrame, arms: Sequence[str]) -> pd.DataFrame:
-    """AUC of every arm (rows) where the test images are masked so (columns), the mean over replicates."""
-    found = {}
-    for name in arms:
-        mine = frame[frame["arm"] == name]
-        found[name] = {
-            label: np.mean([pooled.auc(part[f"score_{key}"].to_numpy(), part["outcome"].to_numpy()) for part in parts])
-            for key, label in MASKINGS.items()
-            for parts in [list(_replicates(mine))]
-        }
-    return pd.DataFrame.from_dict(found, orient="index")
-
-
-def _replicates(frame: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    return (part for _, part in frame.groupby("replicate"))
-
-
-def draw_tested(axes: Axes, table: pd.DataFrame) -> None:
-    """`tested_under` as numbers on colours: dark is chance, light is perfect."""
-    axes.imshow(table.to_numpy(), cmap="cividis", vmin=0.5, vmax=1, aspect="auto")
-    for row, column in np.ndindex(table.shape):
-        value = table.iloc[row, column]
-        shade = "black" if value > 0.75 else "white"
-        axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=shade)
-    axes.set_xticks(range(table.shape[1]), table.columns, fontsize=8)
-    axes.set_title("AUC when tested on ...", fontsize=9)
-
-
 def draw_auc(axes: Axes, frames: Mapping[str, Mapping[str, pd.DataFrame]], label: str) -> None:
     """A line an arm, a colour a kind of question {kind: {arm: rows with score and outcome}}: AUC with 95% interval."""
     for number, (kind, parts) in enumerate(frames.items()):
@@ -320,7 +276,7 @@ def draw_auc(axes: Axes, frames: Mapping[str, Mapping[str, pd.DataFrame]], label
         style = {"color": plots.colour(number), "fmt": MARKERS[number], "markersize": 5, "capsize": 2}
         for row, part in enumerate(parts.values()):
             found = statistics.interval(part, "auc", RESAMPLES)
-            _bar(axes, found.mean, found.low, found.high, row + offset, **style)
+            bar(axes, found.mean, found.low, found.high, row + offset, **style)
         axes.plot([], [], style["fmt"], color=style["color"], label=kind)
     names = list(next(iter(frames.values())))
     axes.axvline(0.5, color="0.5", linewidth=1, linestyle=":")
@@ -332,7 +288,7 @@ def draw_auc(axes: Axes, frames: Mapping[str, Mapping[str, pd.DataFrame]], label
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _bar(axes: Axes, mean: float, low: float, high: float, height: float, **style) -> None:
+def bar(axes: Axes, mean: float, low: float, high: float, height: float, **style) -> None:
     """A mean with its interval on a line; only the mean where there is no interval, nothing where it is not known."""
     if not np.isfinite(mean):
         return
@@ -359,24 +315,3 @@ def explain(fitted, methods: Mapping[str, object], numbers: Sequence[int], overl
             regions[name].append(method.region(fitted.nets, image, seed))
             notes[name].append(f"Dice {overlap(saliency, there):.2f}, {tried} windows")
     return {"images": images[:, 0], "truth": truth, "maps": maps, "regions": regions, "notes": notes}
-
-
-def probed(frame: pd.DataFrame, arms: Sequence[str]) -> dict[str, dict[str, pd.DataFrame]]:
-    """For `draw_auc`: what an audit's probes say of sex, age and site."""
-    prefixes = {"sex": "", "older": "age_", "site": "site_"}
-    mine = {name: frame[frame["arm"] == name] for name in arms}
-    return {
-        kind: {
-            name: rows.assign(score=rows[f"{prefix}score"], outcome=rows[f"{prefix}outcome"])
-            for name, rows in mine.items()
-        }
-        for kind, prefix in prefixes.items()
-    }
-
-
-def drained(frame: pd.DataFrame, arms: Sequence[str]) -> dict[str, dict[str, pd.DataFrame]]:
-    """For `draw_auc`: an audit's finding where the ill have no drain, and where all of them have one."""
-    plain = frame.assign(score=frame["finding_score"], outcome=frame["finding_outcome"])
-    with_drain = plain.assign(score=plain["score"].where(plain["outcome"] == 0, frame["drained_score"]))
-    kinds = {"no drain": plain, "the ill have a simulated drain": with_drain}
-    return {kind: {name: rows[rows["arm"] == name] for name in arms} for kind, rows in kinds.items()}

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 import torch
 
+from medcook import fair_evidence, pooled, statistics
 from medcook import fair_figures as fair
-from medcook import pooled, statistics
 from medcook.data.manifests import load_manifest
 from medcook.measures.fairness import by_group, gap_test
 
@@ -111,9 +111,9 @@ def test_the_plane_and_subgroups_show_every_patient_once():
 
 def test_audit_frames_are_what_the_columns_say():
     frame = audited()
-    asked = fair.probed(frame, ["net"])
+    asked = fair_evidence.probed(frame, ["net"])
     assert asked["older"]["net"]["score"].tolist() == frame["age_score"].tolist()
-    kinds = fair.drained(frame, ["net"])
+    kinds = fair_evidence.drained(frame, ["net"])
     ill = frame["finding_outcome"] == 1
     drained = kinds["the ill have a simulated drain"]["net"]["score"]
     assert (drained[ill] == frame["drained_score"][ill]).all() and (drained[~ill] == frame["finding_score"][~ill]).all()
@@ -127,18 +127,18 @@ def test_tested_under_is_the_mean_auc_of_the_runs():
     frame = audited().assign(
         score_full=lambda rows: rows["score"], score_without=0.5, score_only=lambda r: r["outcome"]
     )
-    table = fair.tested_under(frame, ["net"])
+    table = fair_evidence.tested_under(frame, ["net"])
     runs = [pooled.auc(part["score"].to_numpy(), part["outcome"].to_numpy()) for _, part in frame.groupby("replicate")]
     assert table.loc["net"].tolist() == pytest.approx([np.mean(runs), 0.5, 1.0])
     _, axes = fair.plots.panels(size=(5, 3))
-    fair.draw_tested(axes, table)
+    fair_evidence.draw_tested(axes, table)
     assert [text.get_text() for text in axes.texts][1:] == ["0.50", "1.00"]
 
 
 def test_both_formulas_are_drawn():
     frame = cases()
     _, axes = fair.plots.panels(size=(5, 3))
-    fair.draw_equity(axes, frame, ["net"])
+    fair_evidence.draw_equity(axes, frame, ["net"])
     wanted = [statistics.interval(frame, name).mean for name in ("equity_scaled_dice", "equity_scaled_dice_std")]
     assert bars(axes) == pytest.approx(wanted)
 
