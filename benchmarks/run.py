@@ -189,9 +189,11 @@ unlabelled images beside as many labelled ones, and their mean over a run of cha
 {scored["medcook_ms"]} ms here,
 {scored["monai_ms"]} ms with MONAI, ratio {scored["ratio"]}. Largest difference: {differences}.
 
-**A click** on the small SAM, image of {clicks["side"]} × {clicks["side"]} pixels, {clicks["threads"]} threads: \
-{clicks["click_ms"]} ms where the image
-is embedded, {clicks["first_click_ms"]} ms on a new image.
+**A click** on the small SAM, image of {clicks["side"]} × {clicks["side"]} pixels, {clicks["threads"]} threads, from \
+three distances: {clicks["click_ms"]} ms
+beside an earlier click, {clicks["elsewhere_ms"]} ms elsewhere in the image, {clicks["first_click_ms"]} ms on a new \
+image. From the whole image alone: {clicks["whole_click_ms"]} ms
+where it is embedded, {clicks["whole_first_click_ms"]} ms where it is new.
 
 **Chapters**, as `medcook cook` recorded them:
 
