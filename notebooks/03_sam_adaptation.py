@@ -63,6 +63,7 @@ from medcook.sam.figures import cost_figure, cost_table, zero_shot_figure
 from medcook.sam.likeness import depths, likeness, shown
 from medcook.sam.model import DENSE, SIZE, SmallSam
 from medcook.sam.predictor import Predictor, box_overlap, reaching
+from medcook.sam.views import agreement
 from medcook.sam.zero_shot import score
 from medcook.training import fit
 
@@ -79,7 +80,7 @@ pd.set_option("display.max_colwidth", None)
 # %% tags=["cover"]
 experiment = find_recipe("salt")
 method, task, budget, seed = experiment.run(profile, "salt", 0)
-predictor = Predictor(load_small(), zoom=False)
+predictor = Predictor(load_small())
 case = next(iter(task.cases("val")))
 targets = {target.structure: target for target in targets_of(task, case)}
 click_sheet(predictor, list(targets.values())[:3])
@@ -163,6 +164,24 @@ asked_box = [5.0, 5.0, 35.0, 35.0]
 for name, logits in (("as it is", timid), ("let out to its box", reaching(timid, asked_box))):
     print(f"{name}: {int((logits > 0).sum())} places,", end=" ")
     print(f"box overlap {box_overlap(logits[0, 0] > 0, torch.tensor(asked_box)):.3f}")
+
+# %% [markdown]
+# A click says nothing of the kind. A click on the wall of the heart may mean the wall, the heart, or the chest. So clicks
+# are looked at from three distances, the image, a half and a quarter of it; all give candidates, and the answer is the
+# mask that is *expected* to overlap most with whichever candidate is right. Between two that are trusted alike, a small
+# one inside a large one, that is the large one only as long as they are not too far apart.
+
+# %%
+teaching.show_code(agreement)
+
+# %% tags=["nbval-check-output", "mechanism"]
+radius = torch.hypot(rows - 19.5, columns - 19.5)
+at_click = prompts.Prompt(foreground=((20.0, 20.0),))
+for small, large, trust in ((10, 12, 0.5), (4, 18, 0.5), (4, 18, 0.8)):
+    candidates = torch.stack([torch.where(radius < one, 9.0, -9.0) for one in (small, large)])
+    answer, overlap = agreement(candidates, torch.tensor([trust, 1 - trust]), at_click)
+    across = int((answer[20] > 0).sum())
+    print(f"{small} or {large}, {trust:.0%} for the small one: radius {across / 2:.0f}, expected IoU {overlap:.2f}")
 
 # %% [markdown]
 # ## Adapting it: which knobs?
