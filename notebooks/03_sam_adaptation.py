@@ -166,10 +166,9 @@ for name, logits in (("as it is", timid), ("let out to its box", reaching(timid,
     print(f"box overlap {box_overlap(logits[0, 0] > 0, torch.tensor(asked_box)):.3f}")
 
 # %% [markdown]
-# A click says nothing of the kind. A click on the wall of the heart may mean the wall, the heart, or the chest. So clicks
-# are looked at from three distances, the image, a half and a quarter of it; all give candidates, and the answer is the
-# mask that is *expected* to overlap most with whichever candidate is right. Between two that are trusted alike, a small
-# one inside a large one, that is the large one only as long as they are not too far apart.
+# A click says nothing of the kind: on the wall of the heart it may mean the wall, the heart, or the chest. So clicks
+# are looked at from three distances: the image, a half and a quarter of it. All give candidates, and the answer is the
+# mask that is *expected* to overlap most with whichever candidate is right, which depends on how far each is trusted.
 
 # %%
 teaching.show_code(agreement)

@@ -1,6 +1,7 @@
 """The model card's scores: who is the best competitor, by how much, and where it is worst."""
 
 import json
+from concurrent.futures import Future
 from hashlib import sha256
 
 import numpy as np
@@ -55,14 +56,51 @@ def test_without_weights_the_way_to_them_is_said(monkeypatch, tmp_path):
         measured(tmp_path / "scores.json")
 
 
-def test_what_is_measured_for_these_weights_is_not_measured_again(monkeypatch, tmp_path):
-    weights, scores = tmp_path / "weights.safetensors", tmp_path / "scores.json"
+@pytest.fixture
+def scores(monkeypatch, tmp_path):
+    """A file of scores of all sets, measured for other weights than the shipped ones."""
+    weights, path = tmp_path / "weights.safetensors", tmp_path / "scores.json"
     weights.write_bytes(b"weights")
     monkeypatch.setattr(card, "SMALL", weights)
+    monkeypatch.setattr(card, "answers", lambda: [0.5, 0.75])
     sets = {name: FRAME.assign(dataset=name).to_dict("list") for name in (*card.DEVELOPMENT, *card.READ_ONCE)}
-    scores.write_text(json.dumps({"weights": sha256(b"weights").hexdigest()[:12], "sets": sets}))
+    path.write_text(json.dumps({"weights": sha256(b"weights").hexdigest()[:12], "answers": [0.5, 0.75], "sets": sets}))
+    return path
+
+
+def test_what_is_measured_for_this_model_is_not_measured_again(scores):
     assert len(measured(scores)) == 5 * len(FRAME)
-    assert set(measured(scores, processes=2)["dataset"]) == set(sets)
+    assert set(measured(scores, processes=2)["dataset"]) == {*card.DEVELOPMENT, *card.READ_ONCE}
+
+
+@pytest.mark.parametrize("changed", ["weights", "answers"])
+def test_another_model_is_measured_anew(scores, monkeypatch, changed):
+    class Here:
+        """Runs a job where it is submitted."""
+
+        def __init__(self, *_):
+            pass
+
+        __enter__, __exit__ = lambda self: self, lambda *_: None
+
+        def submit(self, job, name):
+            done = Future()
+            done.set_result(FRAME.assign(dataset=name, dice=0.25))
+            return done
+
+    monkeypatch.setattr(card, "ProcessPoolExecutor", Here)
+    if changed == "weights":
+        card.SMALL.write_bytes(b"others")
+    else:
+        monkeypatch.setattr(card, "answers", lambda: [0.5, 0.78])
+    assert (measured(scores)["dice"] == 0.25).all()
+    assert json.loads(scores.read_text())["answers"] == card.answers()
+
+
+def test_the_committed_scores_are_those_of_what_ships():
+    kept = json.loads(card.SCORES.read_text())
+    assert kept["weights"] == sha256(card.SMALL.read_bytes()).hexdigest()[:12]
+    assert kept["answers"] == pytest.approx(card.answers(), abs=card.SAME)
 
 
 def test_content_is_put_between_its_marks():
