@@ -107,10 +107,13 @@ def test_content_is_put_between_its_marks():
     assert card.put("a <!--b--> old <!--e--> c", "<!--b-->", "<!--e-->", "new") == "a <!--b-->\nnew\n<!--e--> c"
 
 
-def test_development_scores_are_a_line_a_method():
-    table = pd.DataFrame({"wall": [0.5, 0.75], "cavity": [1.0, 0.25]}, index=["ours", "ellipse"])
+def test_development_scores_are_a_line_a_prompt_and_method():
+    index = pd.MultiIndex.from_product([["box", "1 click"], ["ours", "ellipse"]], names=["prompt", "method"])
+    table = pd.DataFrame({"wall": [0.5, 0.75, 0, 0], "cavity": [1.0, 0.25, 0, 1]}, index=index)
     lines = card.development_card(table).splitlines()
-    assert lines[0] == "| | wall | cavity | mean |" and lines[2:] == [
-        "| ours | 0.500 | 1.000 | 0.750 |",
-        "| ellipse | 0.750 | 0.250 | 0.500 |",
+    assert lines[0] == "| prompt | method | wall | cavity | mean |" and lines[2:] == [
+        "| box | ours | 0.500 | 1.000 | 0.750 |",
+        "| box | ellipse | 0.750 | 0.250 | 0.500 |",
+        "| 1 click | ours | 0.000 | 0.000 | 0.000 |",
+        "| 1 click | ellipse | 0.000 | 1.000 | 0.500 |",
     ]
