@@ -8,9 +8,7 @@ benchmarks/race.json and its table in README.md.
     float32     the same, without bfloat16
     tutorial    as MONAI's tutorials do it: dictionary transforms on the fly, DataLoader, residual U-Net, Dice, Adam
     literature  as semi-supervised papers do it: 256 x 256, batch 16, SGD at 0.03, rotated and zoomed slice by slice
-
-nnU-Net is not among them yet: what it depends on wants a torchvision, and with it gigabytes of CUDA, in an environment
-of its own.
+    nnU-Net     v2, 2D, planned by itself for these slices; with `--nnunet FOLDER`, see benchmarks/nnunet.py
 """
 
 import argparse
@@ -19,6 +17,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import monai.transforms as mt
@@ -32,6 +31,7 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from benchmarks.marks import put, table
+from benchmarks.nnunet import nnunet
 from medcook.losses import cross_entropy_and_dice
 from medcook.networks import UNet
 from medcook.precision import resolve_precision
@@ -60,6 +60,10 @@ class Clock:
     spent: float = 0.0
     seen: list[tuple[float, float]] = field(default_factory=list)
     began: float = field(default_factory=time.perf_counter)
+
+    def restart(self) -> None:
+        """Start now: what was done before, planning and preprocessing, does not count."""
+        self.began = time.perf_counter()
 
     def due(self) -> bool:
         """Whether it is time to look; the clock stands still until `look` is done."""
@@ -177,12 +181,14 @@ def step(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
     optimiser.step()
 
 
-def race(seconds: float) -> dict:
-    """Every contestant's result, one after the other."""
+def race(seconds: float, nnunet_at: Path | None = None) -> dict:
+    """Every contestant's result, one after the other; nnU-Net is one where it is installed in a folder."""
     task = find_recipe("unet-acdc").run("full", "unet", 0)[1]
     train, val = task.samples("labelled"), task.samples("val")
     ways = {"tutorial": tutorial, "literature": literature}
     ways = {f"medcook, {p}": precise(p) for p in {"float32", resolve_precision("auto")}} | ways
+    if nnunet_at:
+        ways["nnU-Net"] = partial(nnunet, nnunet_at)
     results = {}
     for name, way in sorted(ways.items(), reverse=True):
         torch.manual_seed(0)
@@ -214,9 +220,10 @@ def report(found: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=400.0)
+    parser.add_argument("--nnunet", type=Path, help="folder that nnU-Net was installed in")
     args = parser.parse_args()
     machine = {"cores": os.cpu_count(), **environment(), "load_before": round(os.getloadavg()[0], 1)}
-    found = {"machine": machine, "results": race(args.seconds)}
+    found = {"machine": machine, "results": race(args.seconds, args.nnunet)}
     write_atomically(HERE / "race.json", json.dumps(found, indent=1) + "\n")
     put(report(found), BEGIN, END)
 
