@@ -71,7 +71,7 @@ def prepared(place: Path, train: Samples, val: Samples):
     ready = place / "preprocessed" / NAME
     (ready / "splits_final.json").write_text(json.dumps([names]))
     plans, dataset = (json.loads((ready / name).read_text()) for name in ("nnUNetPlans.json", "dataset.json"))
-    os.environ["nnUNet_n_proc_DA"] = "0"  # augments between the steps, as the others do
+    os.environ |= {"nnUNet_n_proc_DA": "0"}  # augments between the steps, as the others do
     plans = plans | {"continue_training": False}
     trainer = nnUNetTrainer(plans, "2d", 0, dataset, device=torch.device("cpu"))
     trainer.initialize()
