@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from medcook import parallel
 from medcook.data.case import IGNORE, Case
 from medcook.errors import MedcookError, Paused
-from medcook.fingerprints import behaviour
+from medcook.fingerprints import behaviour, source_hash
 from medcook.methods import Batch, Method, Moment
 from medcook.networks import parameters
 from medcook.precision import resolve_precision
@@ -26,6 +26,8 @@ from medcook.tasks import Budget, Samples, Task
 
 CHECKPOINT_SECONDS = 20.0
 GRADIENT_NORM = 5.0
+SHORT_RUN = 60
+"""Steps up to which a run is keyed by its source code: to find out how it behaves would take as long as the run."""
 
 
 @dataclass
@@ -76,8 +78,8 @@ def fit(
 ) -> Fitted:
     """Train `method` on the task's train and val patients; test patients are out of reach.
 
-    A finished run with the same content (method, task, budget, seed, data, behaviour, versions) is read from
-    the cache; an interrupted one is taken up again. A run that is cached saves its state and raises `Paused`
+    A finished run with the same content (method, task, budget, seed, data, behaviour or, of short runs, source code,
+    versions) is read from the cache; an interrupted one is taken up again. A run that is cached saves its state and raises `Paused`
     after the first step that ends past `deadline` (on the clock of `time.monotonic`). With several `devices`
     (GPUs, or processes of a CPU) each sees its share of every batch; the key is the same.
     """
@@ -91,7 +93,7 @@ def fit(
         budget={**asdict(budget), "precision": precision},
         seed=seed,
         data=[samples.hash() for samples in (train, extra, val) if samples],
-        behaviour=behaviour(method),
+        behaviour=behaviour(method) if budget.steps > SHORT_RUN else source_hash(type(method)),
         torch=torch.__version__,
     )
     loop = Loop(method, task, budget, precision, seed, train, extra, val, progress, deadline, devices=devices)

@@ -12,6 +12,7 @@ def own_cache(tmp_path, monkeypatch):
     """Each test has a run cache of its own; fingerprints have their own tests."""
     monkeypatch.setenv("MEDCOOK_CACHE", str(tmp_path))
     monkeypatch.setattr(training, "behaviour", lambda method: BEHAVIOUR)
+    monkeypatch.setattr(training, "SHORT_RUN", 0)
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from medcook.methods import Supervised
 from medcook.runs import RunFolder
 from medcook.tasks import Budget, Task
 METHOD, TASK, BUDGET = Supervised(channels=(4, 8)), {TASK!r}, {BUDGET!r}
-training.behaviour = lambda method: {BEHAVIOUR!r}
+training.behaviour, training.SHORT_RUN = lambda method: {BEHAVIOUR!r}, 0
 """
 """The same method, task and budget in another process."""
 
@@ -173,6 +173,19 @@ def test_a_changed_input_trains_again(change):
 def test_a_changed_behaviour_trains_again(monkeypatch):
     first = train()
     monkeypatch.setattr(training, "behaviour", lambda method: {"loss": 1.001})
+    other = train()
+    assert not other.cached and other.key != first.key
+
+
+def test_a_short_run_goes_by_its_source_code_instead(monkeypatch):
+    def behaviour(method):
+        raise AssertionError("to find this out takes as long as the run")
+
+    monkeypatch.setattr(training, "SHORT_RUN", SHORT.steps)
+    monkeypatch.setattr(training, "behaviour", behaviour)
+    first = train()
+    assert train().cached
+    monkeypatch.setattr(training, "source_hash", lambda kind: "another state of the source")
     other = train()
     assert not other.cached and other.key != first.key
 
