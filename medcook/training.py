@@ -78,10 +78,10 @@ def fit(
 ) -> Fitted:
     """Train `method` on the task's train and val patients; test patients are out of reach.
 
-    A finished run with the same content (method, task, budget, seed, data, behaviour or, of short runs, source code,
-    versions) is read from the cache; an interrupted one is taken up again. A run that is cached saves its state and raises `Paused`
-    after the first step that ends past `deadline` (on the clock of `time.monotonic`). With several `devices`
-    (GPUs, or processes of a CPU) each sees its share of every batch; the key is the same.
+    A finished run with the same content (method, task, budget, seed, data, versions, and behaviour or, of short runs,
+    source code) is read from the cache; an interrupted one is taken up again. A run that is cached saves its state and
+    raises `Paused` after the first step that ends past `deadline` (on the clock of `time.monotonic`). With several
+    `devices` (GPUs, or processes of a CPU) each sees its share of every batch; the key is the same.
     """
     precision = resolve_precision(budget.precision)
     train = task.samples("labelled")
