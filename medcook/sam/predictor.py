@@ -20,6 +20,8 @@ KEPT = 128
 ROOMS = (2.0, 1.5, 2.8, 4.0)
 """A zoomed window is so many times as long as the box. A box that is all that is asked is looked at in all of these and
 the answers are averaged: a close view shows a wall, a wide one what it surrounds. A box and more: the first alone."""
+FRAME = 640
+"""Pixels a side: clicks on larger images are answered on a grid of this size, a quarter of which fills the model."""
 OUTSIDE = -20.0
 """Logit of what no view shows."""
 
@@ -76,6 +78,12 @@ class Predictor:
 
     def _clicked(self, image: np.ndarray, prompt: Prompt) -> Answer:
         """The answer to clicks: what all views agree on, then, for a single click, the whole image's alternatives."""
+        factor = FRAME / max(image.shape)
+        if factor < 1:
+            small = self._clicked(resized(image, factor), prompt.scaled(factor))
+            large = torch.from_numpy(small.logits)[None]
+            logits = F.interpolate(large, image.shape, mode="bilinear", align_corners=False)[0].numpy()
+            return Answer(logits > 0, small.iou, logits)
         seen, trust = self._views(image, prompt, click_windows(prompt, image.shape))
         seen = seen.nan_to_num(nan=OUTSIDE)
         first, expected = agreement(seen.flatten(0, 1), trust.flatten(), prompt)
@@ -167,6 +175,13 @@ def fit_in(image: np.ndarray) -> Tensor:
     size = (max(1, round(height * factor)), max(1, round(width * factor)))
     tensor = F.interpolate(tensor, size, mode="bilinear", align_corners=False, antialias=factor < 1)
     return F.pad(tensor, (0, SIZE - size[1], 0, SIZE - size[0]), mode="replicate")
+
+
+def resized(image: np.ndarray, factor: float) -> np.ndarray:
+    """An image (height, width) made smaller by a factor, at least 8 pixels a side."""
+    size = tuple(max(8, round(side * factor)) for side in image.shape)
+    tensor = torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32))[None, None]
+    return F.interpolate(tensor, size, mode="bilinear", align_corners=False, antialias=True)[0, 0].numpy()
 
 
 def restore(logits: Tensor, shape: tuple[int, int]) -> Tensor:

@@ -82,6 +82,18 @@ PREDICTOR = [
     ("return torch.where(inside, shifted, shifted.clamp_max(-1))", "return shifted"),
     ("shifted = logits - THRESHOLDS", "shifted = logits + THRESHOLDS"),
 ]
+VIEWS = [
+    ("weights = iou.clamp(0.01, 1) * obedience(chances, prompt)", "weights = iou.clamp(0.01, 1)"),
+    ("best = int((2 * both / total.clamp_min(1) @ weights).argmax())", "best = 8"),
+    ("return mean.clamp(1e-6, 1 - 1e-6).logit() - CUTS[best].logit(), overlap", "return mean.logit(eps=1e-6), overlap"),
+    ("side = max(share * max(shape), apart, SMALLEST[1])", "side = max(share * max(shape), SMALLEST[1])"),
+]
+SAM3 = [
+    ("(torch.arange(samples) + 0.5) * length / samples", "torch.arange(samples) * length / samples"),
+    ('for name in sorted(found["missing_keys"]):', "for name in ():"),
+    ('asked["input_boxes"] = centred(box, image.shape)', 'asked["input_boxes"] = torch.full((1, 1, 4), 0.5)'),
+    ("return (square * 2 - 1).expand(1, 3, side, side)", "return square.expand(1, 3, side, side)"),
+]
 CORE = {
     ("metrics.py", "test_metrics.py"): METRICS,
     ("losses.py", "test_losses.py"): LOSSES,
@@ -94,6 +106,11 @@ CORE = {
     ("pooled.py", "test_pooled.py"): POOLED,
     ("sam/prompts.py", "sam/test_prompts.py"): PROMPTS,
     ("sam/predictor.py", "sam/test_predictor.py"): PREDICTOR,
+    ("sam/views.py", "sam/test_views.py"): VIEWS,
+    ("sam/sam3.py", "recipes/sam_adaptation/test_medical_sam3.py"): SAM3,
+    ("data/embedded.py", "data/test_embedded.py"): [
+        ("return deepcopy(simulated(case_id))", "return simulated(case_id)"),
+    ],
     ("sam/card.py", "sam/test_card.py"): [
         ("best = table.drop(columns=OURS).mean().idxmax()", "best = table.drop(columns=OURS).mean().idxmin()"),
     ],

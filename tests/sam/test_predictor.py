@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from medcook.errors import MedcookError
+from medcook.sam import predictor as predictor_module
 from medcook.sam.model import DENSE, MOST_POINTS, PADDING, SIZE, SmallSam
 from medcook.sam.predictor import (
     ROOMS,
@@ -67,6 +68,16 @@ def test_a_click_nearby_finds_its_windows_embedded(model):
     finally:
         del model.embed
     assert asked == [1, 1, 1, 0, 0, 1, 1, 0]
+
+
+def test_clicks_on_a_large_image_are_answered_on_a_smaller_grid(model, monkeypatch):
+    prompt = Prompt(foreground=((80, 30),), background=((20, 20),))
+    large = IMAGE.repeat(2, axis=0).repeat(2, axis=1)
+    monkeypatch.setattr(predictor_module, "FRAME", 120)
+    answer, small = Predictor(model)(large, prompt.scaled(2)), Predictor(model)(IMAGE, prompt)
+    assert answer.logits.shape == (1, 180, 240) and np.array_equal(answer.iou, small.iou)
+    assert np.allclose(answer.logits[:, 1:-1:2, 1:-1:2][:, :-1, :-1], small.logits[:, :-1, :-1], atol=3)
+    assert np.mean(answer.masks[:, ::2, ::2] == small.masks) > 0.98
 
 
 def test_an_image_is_embedded_once(model):
