@@ -2,7 +2,7 @@
 
 Seconds of training until the mean Dice of acdc's validation patients reaches 0.80, 0.85 and 0.90; looking at these
 patients does not count. All train on the same patients, on the same cores, one after the other. Writes
-benchmarks/race.json and its table in README.md.
+benchmarks/race.json, a contestant at a time, and the table in README.md; cut off, it goes on with who is missing.
 
     medcook     the book's baseline as chapter 02 trains it
     float32     the same, without bfloat16
@@ -181,24 +181,26 @@ def step(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
     optimiser.step()
 
 
-def race(seconds: float, nnunet_at: Path | None = None) -> dict:
-    """Every contestant's result, one after the other; nnU-Net is one where it is installed in a folder."""
+def race(seconds: float, found: dict, nnunet_at: Path | None = None) -> Iterator[None]:
+    """Every contestant's result, one after the other, into `found`; those that stand there already do not run again.
+
+    nnU-Net takes part where it is installed in a folder.
+    """
     task = find_recipe("unet-acdc").run("full", "unet", 0)[1]
     train, val = task.samples("labelled"), task.samples("val")
     ways = {"tutorial": tutorial, "literature": literature}
     ways = {f"medcook, {p}": precise(p) for p in {"float32", resolve_precision("auto")}} | ways
     if nnunet_at:
         ways["nnU-Net"] = partial(nnunet, nnunet_at)
-    results = {}
-    for name, way in sorted(ways.items(), reverse=True):
+    for name in sorted(ways.keys() - found.keys(), reverse=True):
         torch.manual_seed(0)
         clock = Clock(seconds)
         try:
-            way(train, val, clock)
+            ways[name](train, val, clock)
         except Over:
-            results[name] = clock.result()
-            print(name, results[name], flush=True)
-    return results
+            found[name] = clock.result()
+            print(name, found[name], flush=True)
+            yield
 
 
 def precise(precision: str) -> Callable:
@@ -220,11 +222,16 @@ def report(found: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=400.0)
+    parser.add_argument("--again", action="store_true", help="forget the results that are there")
     parser.add_argument("--nnunet", type=Path, help="folder that nnU-Net was installed in")
     args = parser.parse_args()
     machine = {"cores": os.cpu_count(), **environment(), "load_before": round(os.getloadavg()[0], 1)}
-    found = {"machine": machine, "results": race(args.seconds, args.nnunet)}
-    write_atomically(HERE / "race.json", json.dumps(found, indent=1) + "\n")
+    path = HERE / "race.json"
+    found = {"machine": machine, "results": {}}
+    if path.exists() and not args.again:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    for _ in race(args.seconds, found["results"], args.nnunet):
+        write_atomically(path, json.dumps(found, indent=1) + "\n")
     put(report(found), BEGIN, END)
 
 
