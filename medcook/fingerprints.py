@@ -2,7 +2,8 @@
 
 A behaviour fingerprint is the loss of a method after 20 steps on the embedded cohort and the Dice of its
 prediction. It moves when the mechanism, the loop, the network or the augmentation changes, and stays put
-when code is only tidied. Runs are keyed by it, and evidence is stale when it no longer agrees.
+when code is only tidied. Runs are keyed by it (short ones by their source), and evidence
+is stale when it no longer agrees.
 """
 
 import inspect

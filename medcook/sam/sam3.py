@@ -18,6 +18,7 @@ from transformers.models.sam3 import modeling_sam3
 
 from medcook.errors import MedcookError
 from medcook.sam.predictor import check_image
+from medcook.sam.prompts import Prompt
 
 WORDS = 32
 """Tokens of a text; shorter ones are padded."""
@@ -84,11 +85,9 @@ def pixels(image: np.ndarray, side: int) -> Tensor:
 
 def centred(box: tuple[float, ...], shape: tuple[int, int]) -> Tensor:
     """(1, 1, 4): a box (left, top, right, bottom) as centre, width and height, in shares of an image's sides."""
+    Prompt(box=box).check(shape)
     left, top, right, bottom = box
     height, width = shape
-    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
-        hint = f"It should lie within an image of {width} x {height} pixels."
-        raise MedcookError(f"The box {box} is none (left, top, right, bottom).", hint)
     found = ((left + right) / 2 / width, (top + bottom) / 2 / height, (right - left) / width, (bottom - top) / height)
     return torch.tensor([[found]])
 

@@ -14,8 +14,8 @@ Window = tuple[int, int, int, int]
 
 SHARES = (1.0, 0.5, 0.25)
 """Windows around clicks: the image, half of it, a quarter of it."""
-SMALLEST = 16, 32
-"""Pixels a side: a window around a box, and one around clicks, is no smaller."""
+SMALLEST, SMALLEST_OF_CLICKS = 16, 32
+"""Pixels a side: any window, and a window around clicks, is no smaller."""
 AROUND = 1.6
 """A window is at least so many times as long as the clicks lie apart."""
 CUTS = torch.arange(0.1, 0.91, 0.05)
@@ -26,7 +26,7 @@ FINEST = 256
 
 def square(centre: tuple[float, float], side: float, shape: tuple[int, int]) -> Window:
     """The square window around (x, y), moved into the image (height, width) where it would reach out of it."""
-    side, (height, width) = round(max(SMALLEST[0], side)), shape
+    side, (height, width) = round(max(SMALLEST, side)), shape
     if side >= max(height, width):
         return 0, 0, width, height
     left, top = (
@@ -44,7 +44,7 @@ def click_windows(prompt: Prompt, shape: tuple[int, int]) -> list[Window]:
     low, high = points.amin(0), points.amax(0)
     apart, found = AROUND * float((high - low).max()), []
     for share in SHARES:
-        side = max(share * max(shape), apart, SMALLEST[1])
+        side = max(share * max(shape), apart, SMALLEST_OF_CLICKS)
         step = side / 8
         centre = tuple(round(at / step) * step for at in ((low + high) / 2).tolist())
         found.append(square(centre, side, shape))

@@ -86,7 +86,7 @@ VIEWS = [
     ("weights = iou.clamp(0.01, 1) * obedience(chances, prompt)", "weights = iou.clamp(0.01, 1)"),
     ("best = int((2 * both / total.clamp_min(1) @ weights).argmax())", "best = 8"),
     ("return mean.clamp(1e-6, 1 - 1e-6).logit() - CUTS[best].logit(), overlap", "return mean.logit(eps=1e-6), overlap"),
-    ("side = max(share * max(shape), apart, SMALLEST[1])", "side = max(share * max(shape), SMALLEST[1])"),
+    ("max(share * max(shape), apart, SMALLEST_OF_CLICKS)", "max(share * max(shape), SMALLEST_OF_CLICKS)"),
 ]
 SAM3 = [
     ("(torch.arange(samples) + 0.5) * length / samples", "torch.arange(samples) * length / samples"),

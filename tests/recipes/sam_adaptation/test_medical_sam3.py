@@ -215,7 +215,7 @@ class TestArchitecture:
             assert (one - other).abs().max() > 1e-5
 
     def test_a_box_outside_the_image_is_refused(self, sam3):
-        with pytest.raises(MedcookError, match="within an image of 80 x 60 pixels"):
+        with pytest.raises(MedcookError, match="outside the image of 80 x 60 pixels"):
             sam3(self.IMAGE, box=(10, 10, 90, 30))
 
     def test_boxes_are_shares_of_the_image(self):
