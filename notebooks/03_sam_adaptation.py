@@ -223,10 +223,10 @@ for share in (0.0, 0.25, 1.0):
 # beside them.
 
 # %%
-arms = ("salt", "lora", "decoder only", "u-net") if profile != "quick" else ("salt", "decoder only")
+arms = ("u-net", "decoder only", "lora", "salt") if profile != "quick" else ("decoder only", "salt")
 costs, answers, tables = {}, {}, {}
 for arm in arms:
-    adapted = None  # one network at a time, for the memory's sake; all of them are in the cache
+    adapted = None  # one network at a time, for the memory's sake
     adapted = fit(*experiment.run(profile, arm, 0))
     answers[arm], tables[arm] = adapted.predict(case), evaluate(adapted.predict, task.data, task.val_patients)
     trained, seconds = adapted.cost["parameters"], adapted.cost["seconds"]
@@ -241,7 +241,6 @@ plots.compare_predictions([case] * len(answers), list(answers.values()), list(an
 # The best and the worst validation patients of SALT:
 
 # %%
-adapted = fit(*experiment.run(profile, "salt", 0))
 plots.worst_cases(adapted, tables["salt"], count=3)
 
 # %% [markdown]

@@ -61,14 +61,22 @@ def test_one_look_at_a_single_click_gives_three_masks_best_first(model):
 
 def test_a_click_nearby_finds_its_windows_embedded(model):
     predictor, asked = Predictor(model), []
-    embed, model.embed = model.embed, lambda images: asked.append(1) or embed(images)
+    embed, model.embed = model.embed, lambda images: asked.append(len(images)) or embed(images)
     try:
         for x in (80, 80.5, 20):
             predictor(IMAGE, Prompt(foreground=((x, 30),)))
-            asked.append(0)
+            asked.append("answered")
     finally:
         del model.embed
-    assert asked == [1, 1, 1, 0, 0, 1, 1, 0]
+    assert asked == [3, "answered", "answered", 2, "answered"]
+
+
+def test_windows_embedded_together_are_as_if_each_were_alone(model):
+    parts = [IMAGE, IMAGE[20:60, 30:70], IMAGE, IMAGE[:, :50]]
+    together = Predictor(model).embeddings(parts)
+    for part, found in zip(parts, together, strict=True):
+        alone = Predictor(model).embed(part)
+        assert all(torch.allclose(*pair, atol=1e-4) for pair in zip(found, alone, strict=True))
 
 
 def test_clicks_on_a_large_image_are_answered_on_a_smaller_grid(model, monkeypatch):

@@ -13,7 +13,7 @@ DECODER_LINEAR = ("q_proj", "k_proj", "v_proj", "out_proj", "lin1", "lin2")
 """Names of the linear layers of its mask decoder's transformer."""
 
 FULL = Budget(steps=120, batch=4, checks=0)
-QUICK = Budget(steps=15, batch=4, checks=0)
+QUICK = Budget(steps=15, batch=2, checks=0)
 
 
 def lora(part: nn.Module, rank: int, layers: tuple[str, ...] = LINEAR) -> None:
