@@ -59,17 +59,9 @@ def machine() -> dict:
 
 def training(paper: str) -> dict:
     """Median step in either precision, the share of it that loading takes, and minutes of a whole run."""
-    method, task, budget, _ = find_recipe(paper).run("full", "unet", 0)
-    size = task.preparation.size
-    rng = torch.Generator().manual_seed(0)
-    coarse = torch.rand(64, 1, *[4] * len(size), generator=rng) * task.classes
-    labels = torch.nn.functional.interpolate(coarse, size)[:, 0].byte()
-    samples = Samples(labels[:, None] + torch.randn(64, 1, *size, generator=rng), labels, torch.arange(64))
-    found = {}
-    for precision in ("float32", "bfloat16"):
-        short = replace(budget, steps=STEPS, checks=0)
-        loop = Loop(method, task, short, precision, 0, samples, None, None, progress=False)
-        found[precision] = loop.run().cost
+    loops = {precision: made_up(paper, precision, STEPS) for precision in ("float32", "bfloat16")}
+    budget, size = find_recipe(paper).scales["full"].budget, loops["float32"].train.images.shape[2:]
+    found = {precision: loop.run().cost for precision, loop in loops.items()}
     seconds = {precision: cost["step_seconds"] for precision, cost in found.items()}
     return {
         "recipe": paper,
@@ -80,6 +72,18 @@ def training(paper: str) -> dict:
         "bfloat16_over_float32": round(seconds["bfloat16"] / seconds["float32"], 2),
         "loading_share": {precision: cost["loading_fraction"] for precision, cost in found.items()},
     }
+
+
+def made_up(paper: str, precision: str, steps: int) -> Loop:
+    """The training loop of a baseline at `full`, for a few steps, on made-up images of its size."""
+    method, task, budget, _ = find_recipe(paper).run("full", "unet", 0)
+    size = task.preparation.size
+    rng = torch.Generator().manual_seed(0)
+    coarse = torch.rand(64, 1, *[4] * len(size), generator=rng) * task.classes
+    labels = torch.nn.functional.interpolate(coarse, size)[:, 0].byte()
+    samples = Samples(labels[:, None] + torch.randn(64, 1, *size, generator=rng), labels, torch.arange(64))
+    budget = replace(budget, steps=steps, checks=0)
+    return Loop(method, task, budget, precision, 0, samples, None, None, progress=False)
 
 
 def mask_pairs(patients: int = 6) -> list[tuple[np.ndarray, np.ndarray, tuple[float, ...]]]:
