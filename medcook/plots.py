@@ -144,6 +144,19 @@ def compare_predictions(
     return credit(figure, manifest)
 
 
+def compare_methods(case: Case, answers: Mapping[str, np.ndarray], manifest: Manifest) -> Figure:
+    """The label and every method's answer to one case, on the slice where they disagree most with it together."""
+    maps = {"reference": as_slices(case, case.label)} | {name: as_slices(case, each) for name, each in answers.items()}
+    labels, *guesses = maps.values()
+    number = int(sum((labels != guess).sum(axis=(1, 2)) for guess in guesses).argmax())
+    window = around(np.max([each[number] % 255 for each in maps.values()], axis=0))
+    figure, grid = panels(1, len(maps), squeeze=False, size=(2.3 * len(maps), 2.9))
+    for axes, (name, each) in zip(grid[0], maps.items(), strict=True):
+        show_slice(axes, as_slices(case)[number][window], each[number][window], title=name)
+    structure_legend(figure, manifest.structures)
+    return credit(figure, manifest)
+
+
 def around(label: np.ndarray, margin: int = 20) -> tuple[slice, slice]:
     """The square around the structures of a label map (H, W), with a margin; the whole image where there are none."""
     rows, columns = np.nonzero(label)

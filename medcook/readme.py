@@ -4,6 +4,8 @@ import json
 import re
 from collections import Counter
 
+import yaml
+
 from medcook import papers, paths
 from medcook.errors import MedcookError
 from medcook.evidence import load_summary
@@ -13,6 +15,12 @@ from medcook.teaching import with_interval
 
 README = paths.ROOT / "README.md"
 MEASURED = paths.ROOT / "benchmarks" / "results.json"
+CITATION = paths.ROOT / "CITATION.cff"
+BINDER, COLAB = "https://mybinder.org/v2/gh", "https://colab.research.google.com/github"
+BADGES = {
+    BINDER: "https://mybinder.org/badge_logo.svg",
+    COLAB: "https://colab.research.google.com/assets/colab-badge.svg",
+}
 
 
 def filled(text: str) -> str:
@@ -28,16 +36,36 @@ def filled(text: str) -> str:
 
 
 def chapters_table() -> str:
-    """One line a chapter: title, what `quick` took where the benchmarks were made."""
+    """One line a chapter: title, what `quick` took where the benchmarks were made, and badges that open it."""
     results = json.loads(MEASURED.read_text(encoding="utf-8"))["chapters"] if MEASURED.exists() else []
     measured = {result["chapter"]: result for result in results if result["profile"] == "quick"}
+    home = repository()
     lines = ["| chapter | `quick`: minutes | peak MB |", "|---|---|---|"]
+    if home:
+        lines = [f"{line}{more}" for line, more in zip(lines, (" open |", "---|"), strict=True)]
     for chapter in all_chapters():
         title = re.search(r"^# # (.+)$", chapter.source.read_text(encoding="utf-8"), re.MULTILINE)[1]
         took = measured.get(chapter.name, {})
         minutes, peak = (f"{took['minutes']:.1f}", f"{took['peak_mb']:.0f}") if took else ("–", "–")
-        lines.append(f"| [{title}](notebooks/{chapter.pair.name}) | {minutes} | {peak} |")
+        opened = f" {badges(home, f'notebooks/{chapter.pair.name}')} |" if home else ""
+        lines.append(f"| [{title}](notebooks/{chapter.pair.name}) | {minutes} | {peak} |{opened}")
+    if home:
+        lines += ["", f"In Colab, run `%pip install git+https://github.com/{home}` in a cell of its own first."]
     return "\n".join(lines)
+
+
+def repository() -> str | None:
+    """owner/name on GitHub, from `repository-code` of CITATION.cff; None where that names none."""
+    address = yaml.safe_load(CITATION.read_text(encoding="utf-8")).get("repository-code", "")
+    found = re.fullmatch(r"https://github\.com/([\w.-]+/[\w.-]+?)(\.git)?/?", address)
+    return found and found[1]
+
+
+def badges(home: str, notebook: str) -> str:
+    """Markdown of the badges that open a notebook of a repository on Binder and in Colab."""
+    where = {BINDER: f"{BINDER}/{home}/HEAD?labpath={notebook}", COLAB: f"{COLAB}/{home}/blob/HEAD/{notebook}"}
+    names = {BINDER: "Binder", COLAB: "Colab"}
+    return " ".join(f"[![{names[site]}]({BADGES[site]})]({address})" for site, address in where.items())
 
 
 def results_table() -> str:

@@ -235,7 +235,7 @@ columns = ["parameters trained", "seconds", "Dice, validation"]
 display(pd.DataFrame.from_dict(costs, orient="index", columns=columns))
 
 # %%
-plots.compare_predictions([case] * len(answers), list(answers.values()), list(answers), task.data.manifest)
+plots.compare_methods(case, answers, task.data.manifest)
 
 # %% [markdown]
 # The best and the worst validation patients of SALT:

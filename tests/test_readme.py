@@ -20,3 +20,28 @@ def test_tables_replace_what_stood_between_the_marks():
 def test_a_missing_mark_is_named():
     with pytest.raises(MedcookError, match="results"):
         readme.filled("<!-- chapters: x -->\n<!-- /chapters -->")
+
+
+@pytest.mark.parametrize(
+    ("line", "home"),
+    [
+        ('repository-code: "https://github.com/someone/medcook.git"', "someone/medcook"),
+        ('repository-code: "https://github.com/someone/medcook"', "someone/medcook"),
+        ('repository-code: "https://example.org/medcook"', None),
+        ("version: 0.1.0", None),
+    ],
+)
+def test_chapters_have_badges_where_the_repository_has_an_address(tmp_path, monkeypatch, line, home):
+    citation = tmp_path / "CITATION.cff"
+    citation.write_text(f"title: medcook\n{line}\n")
+    monkeypatch.setattr(readme, "CITATION", citation)
+    assert readme.repository() == home
+    head, rule, *lines = readme.chapters_table().splitlines()
+    chapters = [text for text in lines if text.startswith("|")]
+    assert {text.count("|") for text in [head, rule, *chapters]} == {5 if home else 4}
+    for chapter in chapters:
+        name = chapter.split("(notebooks/")[1].split(")")[0]
+        binder = f"(https://mybinder.org/v2/gh/{home}/HEAD?labpath=notebooks/{name})"
+        colab = f"(https://colab.research.google.com/github/{home}/blob/HEAD/notebooks/{name})"
+        assert (binder in chapter) == (colab in chapter) == bool(home)
+    assert (f"git+https://github.com/{home}" in lines[-1]) == bool(home)
