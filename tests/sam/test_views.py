@@ -45,9 +45,14 @@ class TestAgreement:
         logits, overlap = agreement(torch.stack([disc(20)] * 3), torch.tensor([0.9, 0.5, 0.2]), CLICK)
         assert torch.equal(logits > 0, disc(20) > 0) and overlap.item() == pytest.approx(1)
 
-    def test_the_best_threshold_is_found(self):
+    @pytest.mark.parametrize(
+        ("radii", "trust", "best"),
+        [((10, 14, 25, 40), (0.3, 0.9, 0.5, 0.2), 14), ((10, 20, 22), (0.36, 0.16, 0.48), 22)],
+        ids=["what most agree on", "less than half of the trust"],
+    )
+    def test_the_best_threshold_is_found(self, radii, trust, best):
         """By trying them all: no threshold of the mean has a larger expected Dice with the candidates."""
-        candidates, trust = torch.stack([disc(10), disc(14), disc(25), disc(40)]), torch.tensor([0.3, 0.9, 0.5, 0.2])
+        candidates, trust = torch.stack([disc(radius) for radius in radii]), torch.tensor(trust)
         logits, overlap = agreement(candidates, trust, CLICK)
         weights = trust / trust.sum()
         mean = (candidates.sigmoid() * weights[:, None, None]).sum(0)
@@ -58,7 +63,7 @@ class TestAgreement:
 
         assert expected(logits > 0)[0] == pytest.approx(max(expected(mean > cut)[0] for cut in CUTS), abs=1e-6)
         assert overlap.item() == pytest.approx(expected(logits > 0)[1], abs=1e-6)
-        assert expected(logits > 0)[0] > max(expected(one > 0)[0] for one in candidates[[0, 2, 3]])
+        assert torch.equal(logits > 0, disc(best) > 0)
 
     def test_trust_decides_between_two(self):
         for trust, radius in ((torch.tensor([0.9, 0.1]), 10), (torch.tensor([0.1, 0.9]), 30)):
