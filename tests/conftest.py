@@ -18,6 +18,16 @@ def cache(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """What a test draws without a seed of its own is the same every time."""
+    import numpy as np
+    import torch
+
+    torch.manual_seed(0)
+    np.random.seed(0)
+
+
 @pytest.fixture
 def mirror() -> Path:
     """The local mirror of the open data; tests that need it are skipped where MEDCOOK_MIRROR is not set."""
