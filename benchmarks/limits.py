@@ -148,7 +148,7 @@ def said(item: tuple[str, dict]) -> str:
     step, least, alone = one["step_ms"], one["least_ms"], one["convolutions_ms"]
     return (
         f"- {precision}: a step takes {step / least:.1f} times what its arithmetic takes at the machine's rate. "
-        f"Its convolutions alone take {alone / least:.1f} times that; the rest reads and writes feature maps."
+        f"Its convolutions alone take {alone / least:.1f} times that; the shares above say what else it does."
     )
 
 
