@@ -4,37 +4,51 @@ import statistics
 import time
 
 import numpy as np
+import pandas as pd
 import torch
 
+from medcook.precision import PRECISIONS
 from medcook.sam.checkpoints import load_small
 from medcook.sam.predictor import Predictor
 from medcook.sam.prompts import Prompt
 from medcook.training import threads
 
-SIDE, REPEATS, THREADS = 256, 20, 2
+SIDE, REPEATS, ROUNDS, THREADS = 256, 20, 5, 2
 
 
 def click_times() -> dict:
-    """Median milliseconds of an answer on two threads, from all distances and from the whole image alone.
+    """Milliseconds of an answer on two threads, in either precision: from all distances, from the whole image alone.
 
-    click        beside an earlier one, whose windows are embedded
-    elsewhere    where the image is embedded, but not the windows around the click
-    first_click  on a new image
+    Each is the least, the median and the most over `ROUNDS` of what `one_round` finds; the ways to ask take turns.
     """
-    rng = np.random.default_rng(0)
-    images = rng.normal(size=(REPEATS + 1, SIDE, SIDE)).astype(np.float32)
-    found = {"threads": THREADS, "side": SIDE}
+    asked = {
+        f"{'three distances' if zoom else 'the whole image'}, {precision}": Predictor(
+            load_small(), zoom=zoom, precision=precision
+        )
+        for zoom in (True, False)
+        for precision in PRECISIONS
+    }
     with threads(THREADS), torch.inference_mode():
-        for name, zoom in (("", True), ("whole_", False)):
-            predictor = Predictor(load_small(), zoom=zoom)
-            first = [answered(predictor, image, (100.0, 120.0)) for image in images]
-            again = [answered(predictor, images[-1], (100.0 + k / REPEATS, 120.0)) for k in range(REPEATS)]
-            places = [(20.0 + 11 * k, 230.0 - 10 * k) for k in range(REPEATS)]
-            elsewhere = [answered(predictor, images[-1], place) for place in places]
-            found[f"{name}click_ms"] = round(statistics.median(again), 1)
-            found[f"{name}elsewhere_ms"] = round(statistics.median(elsewhere), 1)
-            found[f"{name}first_click_ms"] = round(statistics.median(first[1:]), 1)
-    return found
+        rounds = [{name: one_round(predictor, k) for name, predictor in asked.items()} for k in range(1 + ROUNDS)]
+    taken = {name: pd.DataFrame([one[name] for one in rounds[1:]]).round(1) for name in asked}
+    ranges = {name: table.agg(["min", "median", "max"]).to_dict("list") for name, table in taken.items()}
+    return {"threads": THREADS, "side": SIDE, "rounds": ROUNDS, "ms": ranges}
+
+
+def one_round(predictor: Predictor, seed: int) -> dict[str, float]:
+    """Median milliseconds of `REPEATS` clicks.
+
+    new        on a new image
+    beside     an earlier one, whose windows are embedded
+    elsewhere  where the image is embedded, but not the windows around the click
+    """
+    images = np.random.default_rng(seed).normal(size=(REPEATS, SIDE, SIDE)).astype(np.float32)
+    new = [answered(predictor, image, (100.0, 120.0)) for image in images]
+    beside = [answered(predictor, images[-1], (100.0 + k / REPEATS, 120.0)) for k in range(REPEATS)]
+    elsewhere = [answered(predictor, images[-1], (20.0 + 11 * k, 230.0 - 10 * k)) for k in range(REPEATS)]
+    return {
+        name: statistics.median(found) for name, found in (("new", new), ("beside", beside), ("elsewhere", elsewhere))
+    }
 
 
 def answered(predictor: Predictor, image: np.ndarray, point: tuple[float, float]) -> float:

@@ -8,17 +8,21 @@ from hashlib import sha256
 import torch
 from torch import nn
 
+from medcook.errors import MedcookError
 from medcook.paths import cache_dir
 from medcook.runs import write_atomically
 
+PRECISIONS = ("float32", "bfloat16")
 GAIN = 0.9
 """bfloat16 is taken where its step costs less than this share of a float32 step."""
 
 
 def resolve_precision(wanted: str) -> str:
     """`auto` becomes bfloat16 where `timed_precisions` found it faster, else float32."""
-    if wanted != "auto":
+    if wanted in PRECISIONS:
         return wanted
+    if wanted != "auto":
+        raise MedcookError(f"There is no precision {wanted!r}.", f"Choose auto, {' or '.join(PRECISIONS)}.")
     found = timed_precisions()
     return "bfloat16" if found["bfloat16"] < GAIN * found["float32"] else "float32"
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from medcook import precision
+from medcook.errors import MedcookError
 
 
 @pytest.mark.parametrize(("bfloat16", "chosen"), [(0.10, "bfloat16"), (0.19, "float32"), (0.40, "float32")])
@@ -21,6 +22,11 @@ def test_bfloat16_only_where_it_is_clearly_faster(monkeypatch, tmp_path, bfloat1
 def test_a_wish_is_not_timed(monkeypatch):
     monkeypatch.setattr(precision, "time_step", None)
     assert precision.resolve_precision("float32") == "float32"
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(MedcookError, match="'float16'.*auto, float32 or bfloat16"):
+        precision.resolve_precision("float16")
 
 
 def test_a_training_step_can_be_timed():

@@ -175,6 +175,7 @@ def development() -> pd.DataFrame:
         OURS: mask_of(Predictor(model)),
         f"{OURS}, box not filled": mask_of(Predictor(model, tight=False)),
         f"{OURS}, one look": mask_of(Predictor(model, zoom=False)),
+        f"{OURS}, bfloat16": mask_of(Predictor(model, precision="bfloat16")),
         **COMPETITORS,
     }
     rows = []

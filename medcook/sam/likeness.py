@@ -89,7 +89,9 @@ class Mixer(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, seen: Tensor, quarter: Tensor, eighth: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
-        """What to add to quarter (M, *, S, S) and to eighth (M, *, S / 2, S / 2)."""
+        """What to add to quarter (M, *, S, S) and to eighth (M, *, S / 2, S / 2), in the precision of the weights."""
+        precision = self.leave[0].weight.dtype
+        seen, quarter, eighth, coarse = (each.to(precision) for each in (seen, quarter, eighth, coarse))
         fine = self.down[0](self.enter[0](torch.cat([seen, quarter], dim=1)))
         middle = self.down[1](self.enter[1](torch.cat([F.avg_pool2d(fine, 2), eighth], dim=1)))
         deep = self.down[2](self.enter[2](torch.cat([F.avg_pool2d(middle, 2), coarse], dim=1)))

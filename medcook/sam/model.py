@@ -8,6 +8,7 @@ reason. Encoder, prompt encoder and decoder stay SAM's, so that adapters, LoRA a
 papers speak of.
 """
 
+from copy import deepcopy
 from typing import NamedTuple
 
 import torch
@@ -92,7 +93,8 @@ class Refiner(nn.Module):
 
     def forward(self, logits: Tensor, fine: Tensor) -> Tensor:
         larger = F.interpolate(logits, (FINE, FINE), mode="bilinear", align_corners=False)
-        return larger + self.layers(torch.cat([larger.clamp(-10, 10) / 5, fine], dim=1))
+        seen = torch.cat([larger.clamp(-10, 10) / 5, fine], dim=1)
+        return larger + self.layers(seen.to(self.layers[0].weight.dtype))
 
 
 def small_config(width: int = 192, depth: int = 8, heads: int = 6, hidden: int = 160) -> SamConfig:
@@ -140,10 +142,20 @@ class SmallSam(nn.Module):
         nn.init.trunc_normal_(self.sam.vision_encoder.pos_embed, std=0.02)
         self.sam.prompt_encoder.shared_embedding.positional_embedding = codes
 
+    def in_bfloat16(self) -> "SmallSam":
+        """A copy that computes in bfloat16 what takes most of the time: encoder, mixer and refiner.
+
+        Prompts, the mask decoder and the answers stay float32.
+        """
+        other = deepcopy(self)
+        for part in (other.sam.vision_encoder, other.skips, other.mixer, other.refiner):
+            part.to(torch.bfloat16)
+        return other
+
     def embed(self, images: Tensor) -> Embedding:
         """(B, 1, SIZE, SIZE), zero mean and unit variance each, to their embedding."""
         encoder = self.sam.vision_encoder
-        coarse = encoder(images).last_hidden_state
+        coarse = encoder(images.to(encoder.pos_embed.dtype)).last_hidden_state
         fine, quarter, eighth = encoder.patch_embed.finer
         return Embedding(coarse, self.skips[0](eighth), self.skips[1](quarter), fine)
 

@@ -6,6 +6,7 @@ import torch
 
 from medcook.errors import MedcookError
 from medcook.sam import predictor as predictor_module
+from medcook.sam.checkpoints import load_small
 from medcook.sam.model import DENSE, MOST_POINTS, PADDING, SIZE, SmallSam
 from medcook.sam.predictor import (
     ROOMS,
@@ -21,6 +22,7 @@ from medcook.sam.predictor import (
     thinned,
 )
 from medcook.sam.prompts import Prompt
+from medcook.sam.zero_shot import dice
 
 SHAPE = (90, 120)
 ROWS, COLUMNS = np.indices(SHAPE) + 0.5
@@ -50,6 +52,18 @@ def test_every_prompt_gets_an_answer_on_the_images_own_grid(model, prompt):
     assert answer.masks.shape[1:] == answer.logits.shape[1:] == SHAPE and answer.mask.dtype == bool
     assert len(answer.masks) == len(answer.iou) == (4 if prompt == Prompt(foreground=((80, 30),)) else 1)
     assert (np.diff(answer.iou[1:]) <= 0).all() and (answer.iou >= 0).all() and (answer.iou <= 1).all()
+
+
+def test_in_bfloat16_the_answers_stay_almost_the_same_and_the_model_as_it_was():
+    model = load_small()
+    exact, fast = Predictor(model), Predictor(model, precision="bfloat16")
+    assert {each.dtype for each in model.parameters()} == {torch.float32}
+    assert fast.embed(IMAGE).coarse.dtype == torch.bfloat16
+    for prompt in (Prompt(foreground=((80, 30),)), Prompt(box=(70, 20, 90, 40)), Prompt(((80, 30),), ((60, 30),))):
+        one, other = exact(IMAGE, prompt), fast(IMAGE, prompt)
+        assert dice(one.mask, other.mask) > 0.98 and dice(one.mask, DISC) > 0.9
+        assert other.logits.dtype == np.float32 and not np.array_equal(one.logits, other.logits)
+        assert abs(one.iou[0] - other.iou[0]) < 0.02
 
 
 def test_one_look_at_a_single_click_gives_three_masks_best_first(model):
