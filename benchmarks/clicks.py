@@ -32,7 +32,7 @@ def click_times() -> dict:
         rounds = [{name: one_round(predictor, k) for name, predictor in asked.items()} for k in range(1 + ROUNDS)]
     taken = {name: pd.DataFrame([one[name] for one in rounds[1:]]).round(1) for name in asked}
     ranges = {name: table.agg(["min", "median", "max"]).to_dict("list") for name, table in taken.items()}
-    return {"threads": THREADS, "side": SIDE, "rounds": ROUNDS, "ms": ranges}
+    return {"threads": THREADS, "side": SIDE, "rounds": ROUNDS, "clicks": REPEATS, "ms": ranges}
 
 
 def one_round(predictor: Predictor, seed: int) -> dict[str, float]:

@@ -198,10 +198,10 @@ unlabelled images beside as many labelled ones, and their mean over a run of cha
 {scored["monai_ms"]} ms with MONAI, ratio {scored["ratio"]}. Largest difference: {differences}.
 
 **A click** on the small SAM, in milliseconds until its mask: image of {clicks["side"]} × {clicks["side"]} pixels, \
-{clicks["threads"]} threads; the median
-of {clicks["rounds"]} rounds and their range, where a round is the median of 20 clicks. The book asks from three \
-distances; its widget does so in the
-precision that is faster.
+{clicks["threads"]} threads;
+the median of {clicks["rounds"]} rounds and their range, where a round is the median of {clicks["clicks"]} clicks. \
+The book asks from three distances;
+its widget does so in the precision that is faster.
 
 {table("asked from | a new image | beside an earlier click | elsewhere in the embedded image", asked)}
 
