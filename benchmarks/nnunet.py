@@ -32,8 +32,8 @@ SPACING = (1.0, 1.0, 8.0)
 """Of the prepared slices: one pixel, and far enough apart for the planner to see that they are slices."""
 
 
-def nnunet(folder: Path, train: Samples, val: Samples, clock) -> None:
-    """Train until the clock says that it is over; every case is a volume of its slices."""
+def nnunet(folder: Path, train: Samples, val: Samples, clock, seed: int) -> None:
+    """Train until the clock says that it is over; every case is a volume of its slices. It draws its own seeds."""
     if not (folder / "nnunetv2").is_dir():
         raise MedcookError(f"{folder} holds no nnU-Net.", "Install it: see benchmarks/nnunet.py.")
     sys.path.append(str(folder))
