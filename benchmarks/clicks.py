@@ -41,14 +41,21 @@ def one_round(predictor: Predictor, seed: int) -> dict[str, float]:
     new        on a new image
     beside     an earlier one, whose windows are embedded
     elsewhere  where the image is embedded, but not the windows around the click
+    rested     the same, where the pointer rested before, so that they are
     """
     images = np.random.default_rng(seed).normal(size=(REPEATS, SIDE, SIDE)).astype(np.float32)
     new = [answered(predictor, image, (100.0, 120.0)) for image in images]
     beside = [answered(predictor, images[-1], (100.0 + k / REPEATS, 120.0)) for k in range(REPEATS)]
     elsewhere = [answered(predictor, images[-1], (20.0 + 11 * k, 230.0 - 10 * k)) for k in range(REPEATS)]
-    return {
-        name: statistics.median(found) for name, found in (("new", new), ("beside", beside), ("elsewhere", elsewhere))
-    }
+    rested = [after_rest(predictor, images[-1], (25.0 + 11 * k, 20.0 + 9 * k)) for k in range(REPEATS)]
+    found = {"new": new, "beside": beside, "elsewhere": elsewhere, "rested": rested}
+    return {name: statistics.median(taken) for name, taken in found.items()}
+
+
+def after_rest(predictor: Predictor, image: np.ndarray, point: tuple[float, float]) -> float:
+    """Milliseconds until a click is answered where the pointer rested before."""
+    predictor.look_ahead(image, Prompt(foreground=(point,)))
+    return answered(predictor, image, point)
 
 
 def answered(predictor: Predictor, image: np.ndarray, point: tuple[float, float]) -> float:

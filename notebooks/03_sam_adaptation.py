@@ -384,7 +384,7 @@ display(teaching.verdict_table(*papers) if papers else "No paper of this chapter
 # clicks at the top of this chapter instead. Here the network answers in bfloat16 where that is faster.
 
 # %%
-click_widget(Predictor(load_small(), precision="auto"), targets)
+click_widget(Predictor(predictor.model, precision="auto"), targets)
 
 # %% [markdown]
 # ## Your turn

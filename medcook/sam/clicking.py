@@ -1,5 +1,6 @@
 """Click to segment: a session of prompts on one image, a widget to play with it, and its static twin."""
 
+import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -18,6 +19,8 @@ from medcook.sam.zero_shot import Target, dice
 
 DRAG = 3.0
 """Pixels that the mouse moves between press and release before it means a box."""
+REST = 0.05
+"""Seconds that the pointer rests somewhere before what is around it is embedded."""
 
 
 @dataclass
@@ -35,6 +38,11 @@ class Session:
     def click(self, x: float, y: float, is_foreground: bool = True) -> None:
         """One more click, in pixels of the image."""
         self._ask((self.prompts[-1] if self.prompts else Prompt()).adding((x, y), is_foreground))
+
+    def hover(self, x: float, y: float) -> None:
+        """The pointer rests somewhere: a click there will be answered sooner."""
+        so_far = self.prompts[-1] if self.prompts else Prompt()
+        self.predictor.look_ahead(self.target.image, so_far.adding((x, y), True))
 
     def drag(self, x0: float, y0: float, x1: float, y1: float) -> None:
         """A box between two corners in any order; it takes the place of an earlier one, clicks stay."""
@@ -135,7 +143,7 @@ def click_widget(predictor: Predictor, targets: Mapping[str, Target]) -> widgets
     picture, progress = figure.subplots(1, 2, width_ratios=(3, 2))
     which = widgets.Dropdown(options=list(targets), description="object")
     undo, restart = widgets.Button(description="undo"), widgets.Button(description="start again")
-    state = {"session": Session(predictor, targets[which.value]), "press": None}
+    state = {"session": Session(predictor, targets[which.value]), "press": None, "resting": None}
 
     def draw() -> None:
         for axes, paint in ((picture, draw_session), (progress, draw_progress)):
@@ -153,6 +161,13 @@ def click_widget(predictor: Predictor, targets: Mapping[str, Target]) -> widgets
     def pressed(event) -> None:
         state["press"] = (event.xdata, event.ydata) if event.inaxes is picture else None
 
+    def moved(event) -> None:
+        if state["resting"]:
+            state["resting"].cancel()
+        if event.inaxes is picture and state["press"] is None:
+            point = within((event.xdata, event.ydata), state["session"])
+            state["resting"] = after_rest(lambda: state["session"].hover(*point))
+
     def released(event) -> None:
         if state["press"] is None or event.inaxes is not picture:
             return
@@ -160,6 +175,7 @@ def click_widget(predictor: Predictor, targets: Mapping[str, Target]) -> widgets
         take(state["session"], (x0, y0), (x1, y1), beside=event.button == 3 or event.key == "shift")
         draw()
 
+    canvas.mpl_connect("motion_notify_event", moved)
     canvas.mpl_connect("button_press_event", pressed)
     canvas.mpl_connect("button_release_event", released)
     undo.on_click(acting(lambda: state["session"].undo()))
@@ -171,11 +187,23 @@ def click_widget(predictor: Predictor, targets: Mapping[str, Target]) -> widgets
     return box
 
 
+def within(point: tuple[float, float], session: Session) -> tuple[float, float]:
+    """The point of the image that lies nearest."""
+    height, width = session.target.image.shape
+    return min(max(0.0, point[0]), width), min(max(0.0, point[1]), height)
+
+
+def after_rest(act: Callable[[], None]) -> asyncio.TimerHandle | None:
+    """Act in a moment, unless what this returns is cancelled; at once where no event loop runs."""
+    try:
+        return asyncio.get_running_loop().call_later(REST, act)
+    except RuntimeError:
+        act()
+
+
 def take(session: Session, press: tuple[float, float], release: tuple[float, float], beside: bool) -> None:
     """A press and a release of the mouse, in pixels: a click where they are close, else a box."""
-    height, width = session.target.image.shape
-    corners = [(min(max(0.0, x), width), min(max(0.0, y), height)) for x, y in (press, release)]
-    (x0, y0), (x1, y1) = corners
+    (x0, y0), (x1, y1) = (within(point, session) for point in (press, release))
     if max(abs(x1 - x0), abs(y1 - y0)) < DRAG:
         session.click(x0, y0, not beside)
     elif x0 != x1 and y0 != y1:

@@ -85,9 +85,9 @@ class Predictor:
 
     def _clicked(self, image: np.ndarray, prompt: Prompt) -> Answer:
         """The answer to clicks: what all views agree on, then, for a single click, the whole image's alternatives."""
-        factor = FRAME / max(image.shape)
-        if factor < 1:
-            small = self._clicked(resized(image, factor), prompt.scaled(factor))
+        frame, framed = in_frame(image, prompt)
+        if frame is not image:
+            small = self._clicked(frame, framed)
             large = torch.from_numpy(small.logits)[None]
             logits = F.interpolate(large, image.shape, mode="bilinear", align_corners=False)[0].numpy()
             return Answer(logits > 0, small.iou, logits)
@@ -101,7 +101,7 @@ class Predictor:
     @torch.no_grad()
     def _views(self, image: np.ndarray, prompt: Prompt, windows: list[Window]) -> tuple[Tensor, Tensor]:
         """Logits (W, K, height, width), NaN outside the window (left, top, right, bottom) looked at, and (W, K) IoU."""
-        parts = [image[top:bottom, left:right] for left, top, right, bottom in windows]
+        parts = cut(image, windows)
         embedding = together(self.embeddings(parts))
         asked = [
             encode(moved(prompt, window), SIZE / max(part.shape)) for part, window in zip(parts, windows, strict=True)
@@ -114,6 +114,14 @@ class Predictor:
         for view, part, answer, (left, top, right, bottom) in zip(seen, parts, fine, windows, strict=True):
             view[:, top:bottom, left:right] = restore(answer[None], part.shape)[0]
         return seen, iou[:, chosen]
+
+    def look_ahead(self, image: np.ndarray, prompt: Prompt) -> None:
+        """Embed what clicks will be looked at from, as where a pointer rests before it clicks."""
+        check_image(image)
+        prompt.check(image.shape)
+        if self.zoom and prompt.box is None and prompt.mask is None:
+            frame, prompt = in_frame(image, prompt)
+            self.embeddings(cut(frame, click_windows(prompt, frame.shape)))
 
     def embed(self, image: np.ndarray) -> Embedding:
         """The embedding of an image (height, width), computed once."""
@@ -131,6 +139,17 @@ class Predictor:
         while len(self.remembered) > KEPT:
             self.remembered.popitem(last=False)
         return [found[key] for key in keys]
+
+
+def in_frame(image: np.ndarray, prompt: Prompt) -> tuple[np.ndarray, Prompt]:
+    """An image and a prompt as clicks are answered on them: no longer than `FRAME`."""
+    factor = FRAME / max(image.shape)
+    return (image, prompt) if factor >= 1 else (resized(image, factor), prompt.scaled(factor))
+
+
+def cut(image: np.ndarray, windows: list[Window]) -> list[np.ndarray]:
+    """The parts of an image that windows show."""
+    return [image[top:bottom, left:right] for left, top, right, bottom in windows]
 
 
 def together(rows: list):

@@ -1,11 +1,13 @@
 """Sessions of clicks: what is asked, undone, refused and shown; the widget reacts to the mouse."""
 
+import asyncio
+
 import numpy as np
 import pytest
 from matplotlib.backend_bases import MouseEvent
 
 from medcook.errors import MedcookError
-from medcook.sam.clicking import Session, click_sheet, click_widget, robot, take
+from medcook.sam.clicking import REST, Session, click_sheet, click_widget, robot, take
 from medcook.sam.predictor import Answer
 from medcook.sam.zero_shot import Target
 
@@ -110,6 +112,44 @@ def test_the_widget_answers_the_mouse_and_its_buttons(target):
     box.state["session"].click(25, 15)
     which.value = "other"
     assert not box.state["session"].prompts
+
+
+class Noting:
+    """A predictor that notes what it is shown before it is asked."""
+
+    def __init__(self):
+        self.shown = []
+
+    def __call__(self, image, prompt) -> Answer:
+        return around(image, prompt)
+
+    def look_ahead(self, image, prompt) -> None:
+        self.shown.append(prompt)
+
+
+def test_where_the_pointer_rests_is_looked_at_before_it_clicks(target):
+    predictor = Noting()
+    canvas = (box := click_widget(predictor, {"one": target})).children[1]
+    picture = canvas.figure.axes[0]
+
+    def move(x, y):
+        MouseEvent("motion_notify_event", canvas, *picture.transData.transform((x, y)))._process()
+
+    async def hurry_then_rest():
+        for x in (25, 28, 30):
+            move(x, 15)
+        await asyncio.sleep(4 * REST)
+        box.state["session"].click(30, 15)
+        move(500, 500)
+        move(40, 20)
+        await asyncio.sleep(4 * REST)
+
+    asyncio.run(hurry_then_rest())
+    first, second = predictor.shown
+    assert first.foreground == (pytest.approx((30, 15)),), "only where it rested"
+    assert second.foreground == ((30, 15), pytest.approx((40, 20))), "what was clicked counts, too"
+    move(10, 12)
+    assert len(predictor.shown) == 3, "without an event loop, at once"
 
 
 def test_no_targets_is_said():

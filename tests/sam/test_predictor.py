@@ -85,6 +85,23 @@ def test_a_click_nearby_finds_its_windows_embedded(model):
     assert asked == [3, "answered", "answered", 2, "answered"]
 
 
+@pytest.mark.parametrize("shape", [(90, 120), (700, 900)])
+def test_after_looking_ahead_a_click_finds_all_its_windows_embedded(model, shape):
+    predictor, image = Predictor(model), np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    prompt, asked = Prompt(foreground=((80, 30), (70, 40))), []
+    expected = Predictor(model)(image, prompt)
+    predictor.look_ahead(image, prompt)
+    embed, model.embed = model.embed, lambda images: asked.append(len(images)) or embed(images)
+    try:
+        assert np.array_equal(predictor(image, prompt).mask, expected.mask)
+        predictor.look_ahead(image, Prompt(box=(70, 20, 90, 40)))
+    finally:
+        del model.embed
+    assert not asked
+    with pytest.raises(MedcookError, match="outside"):
+        predictor.look_ahead(image, Prompt(foreground=((-5, 30),)))
+
+
 def test_windows_embedded_together_are_as_if_each_were_alone(model):
     parts = [IMAGE, IMAGE[20:60, 30:70], IMAGE, IMAGE[:, :50]]
     together = Predictor(model).embeddings(parts)
