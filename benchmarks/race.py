@@ -261,10 +261,10 @@ def race(seconds: float, seeds: int, ways: dict[str, tuple[Callable, bool]], fou
 def report(found: dict) -> str:
     """The results as Markdown, a number a seed, and how many times faster the book is than the tutorial."""
     at, goals = found["machine"], [f"{goal:.2f}" for goal in TARGETS]
-    rows = [
-        [name, *[", ".join(said(one, goal) for one in runs.values()) for goal in goals], each(runs, "best")]
-        for name, runs in found["results"].items()
-    ]
+    rows = []
+    for name, runs in found["results"].items():
+        reached = [", ".join(said(one, goal) for one in runs.values()) for goal in goals]
+        rows.append([name, *reached, ", ".join(str(one["best"]) for one in runs.values())])
     head = " | ".join(["seconds to a mean Dice of", *goals, "best"])
     rivals = [(rival, goal) for rival in RIVALS if rival in found["results"] for goal in goals[:2]]
     ratios = [
@@ -273,20 +273,14 @@ def report(found: dict) -> str:
         if name.startswith("medcook")
     ]
     against = " | ".join(["times faster than", *[f"{rival}: to {goal}" for rival, goal in rivals]])
-    first = (
-        f"{at['threads']} thread(s) of {at['cores']} cores, {at['cpu']}; load before the start: {at['load_before']}."
-    )
+    cores = f"{at['threads']} thread(s) of {at['cores']} cores, {at['cpu']}"
+    first = f"{cores}; load before the first run: {at['load_before']}."
     return f"{first}\n\n{table(head, rows)}\n\n{table(against, ratios)}\n"
 
 
 def said(one: dict, goal: str) -> str:
     """Seconds to a goal, or that it was not reached."""
     return str(one["reached"][goal] or f"not in {one['seconds']}")
-
-
-def each(runs: dict, what: str) -> str:
-    """A number of every seed."""
-    return ", ".join(str(one[what]) for one in runs.values())
 
 
 def times_faster(theirs: dict, mine: dict, goal: str) -> str:

@@ -7,6 +7,7 @@ from torch import nn
 from benchmarks.race import SCHEDULES, CoarseFirst, report, times_faster
 from medcook.methods import Batch, Moment
 from medcook.networks import UNet
+from medcook.recipes import find_recipe
 
 
 class Watching(nn.Module):
@@ -48,8 +49,9 @@ class Sharp(nn.Module):
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_schedules_are_the_books_network_with_other_settings(schedule):
     budget, differently = SCHEDULES[schedule]
-    method = CoarseFirst(**differently)
-    assert method.channels == CoarseFirst().channels and method.fine <= budget.batch
+    method, book = CoarseFirst(**differently), find_recipe("unet-acdc").method("full", "unet")
+    assert (method.network, method.channels, method.loss) == (book.network, book.channels, book.loss)
+    assert method.fine <= budget.batch and budget.steps < find_recipe("unet-acdc").scales["full"].budget.steps
 
 
 def runs(*seconds, limit=400):

@@ -165,8 +165,8 @@ def click_widget(predictor: Predictor, targets: Mapping[str, Target]) -> widgets
         if state["resting"]:
             state["resting"].cancel()
         if event.inaxes is picture and state["press"] is None:
-            point = within((event.xdata, event.ydata), state["session"])
-            state["resting"] = after_rest(lambda: state["session"].hover(*point))
+            point = event.xdata, event.ydata
+            state["resting"] = after_rest(lambda: state["session"].hover(*within(point, state["session"])))
 
     def released(event) -> None:
         if state["press"] is None or event.inaxes is not picture:
