@@ -1,7 +1,8 @@
-"""How long an answer of the small SAM takes: one more click, a click elsewhere, the first click on a new image."""
+"""How long an answer of the small SAM takes: the first click on a new image and on an embedded one, and the next."""
 
 import statistics
 import time
+from collections import defaultdict
 
 import numpy as np
 import pandas as pd
@@ -14,10 +15,12 @@ from medcook.sam.prompts import Prompt
 from medcook.training import threads
 
 SIDE, REPEATS, ROUNDS, THREADS = 256, 20, 5, 2
+NEAR = 50
+"""Pixels within which, along either axis, a second click lies from the first."""
 
 
 def click_times() -> dict:
-    """Milliseconds of an answer on two threads, in either precision: from all distances, from the whole image alone.
+    """Milliseconds on two threads, in either precision: asked from all distances, and from the whole image alone.
 
     Each is the least, the median and the most over `ROUNDS` of what `one_round` finds; the ways to ask take turns.
     """
@@ -36,30 +39,33 @@ def click_times() -> dict:
 
 
 def one_round(predictor: Predictor, seed: int) -> dict[str, float]:
-    """Median milliseconds of `REPEATS` clicks.
+    """Median milliseconds of `REPEATS` clicks, and of embedding an image.
 
-    new        on a new image
-    beside     an earlier one, whose windows are embedded
-    elsewhere  where the image is embedded, but not the windows around the click
+    new        a click on a new image, of which nothing is embedded
+    embedding  no click: all that a first click on it is looked at from
+    first      that click
+    second     another one; the windows that show both are not all embedded
     rested     the same, where the pointer rested before, so that they are
     """
-    images = np.random.default_rng(seed).normal(size=(REPEATS, SIDE, SIDE)).astype(np.float32)
-    new = [answered(predictor, image, (100.0, 120.0)) for image in images]
-    beside = [answered(predictor, images[-1], (100.0 + k / REPEATS, 120.0)) for k in range(REPEATS)]
-    elsewhere = [answered(predictor, images[-1], (20.0 + 11 * k, 230.0 - 10 * k)) for k in range(REPEATS)]
-    rested = [after_rest(predictor, images[-1], (25.0 + 11 * k, 20.0 + 9 * k)) for k in range(REPEATS)]
-    found = {"new": new, "beside": beside, "elsewhere": elsewhere, "rested": rested}
-    return {name: statistics.median(taken) for name, taken in found.items()}
+    rng, found = np.random.default_rng(seed), defaultdict(list)
+    for _ in range(REPEATS):
+        other, image = rng.normal(size=(2, SIDE, SIDE)).astype(np.float32)
+        at = [tuple(point) for point in rng.uniform(NEAR, SIDE - NEAR, (2, 2)).tolist()]
+        beside = [tuple(point) for point in (np.array(at[1]) + rng.uniform(-NEAR, NEAR, (2, 2))).tolist()]
+        found["new"].append(milliseconds(predictor, other, Prompt((at[0],))))
+        found["embedding"].append(milliseconds(predictor, image, None))
+        found["first"].append(milliseconds(predictor, image, Prompt((at[1],))))
+        found["second"].append(milliseconds(predictor, image, Prompt((at[1], beside[0]))))
+        predictor.look_ahead(image, Prompt((at[1], beside[1])))
+        found["rested"].append(milliseconds(predictor, image, Prompt((at[1], beside[1]))))
+    return {name: statistics.median(each) for name, each in found.items()}
 
 
-def after_rest(predictor: Predictor, image: np.ndarray, point: tuple[float, float]) -> float:
-    """Milliseconds until a click is answered where the pointer rested before."""
-    predictor.look_ahead(image, Prompt(foreground=(point,)))
-    return answered(predictor, image, point)
-
-
-def answered(predictor: Predictor, image: np.ndarray, point: tuple[float, float]) -> float:
-    """Milliseconds until a click on an image is answered."""
+def milliseconds(predictor: Predictor, image: np.ndarray, prompt: Prompt | None) -> float:
+    """Milliseconds until a prompt is answered; without one, until an image is embedded for a first click."""
     began = time.perf_counter()
-    predictor(image, Prompt(foreground=(point,)))
+    if prompt:
+        predictor(image, prompt)
+    else:
+        predictor.look_ahead(image)
     return 1000 * (time.perf_counter() - began)

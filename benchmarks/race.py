@@ -249,11 +249,11 @@ def race(seconds: float, seeds: int, ways: dict[str, tuple[Callable, bool]], fou
         given = task.preparation if windowed else WHOLE
         train, val = (prepare(task.data, given, patients) for patients in roles)
         torch.manual_seed(seed)
-        clock = Clock(seconds)
+        clock, load = Clock(seconds), round(os.getloadavg()[0], 1)
         try:
             way(train, val, clock, seed)
         except Over:
-            results[str(seed)] = clock.result()
+            results[str(seed)] = clock.result() | {"load_before": load}
             print(name, seed, results[str(seed)], flush=True)
             yield
 
@@ -274,8 +274,15 @@ def report(found: dict) -> str:
     ]
     against = " | ".join(["times faster than", *[f"{rival}: to {goal}" for rival, goal in rivals]])
     cores = f"{at['threads']} thread(s) of {at['cores']} cores, {at['cpu']}"
-    first = f"{cores}; load before the first run: {at['load_before']}."
-    return f"{first}\n\n{table(head, rows)}\n\n{table(against, ratios)}\n"
+    return f"{cores}; {loads(found['results'])}.\n\n{table(head, rows)}\n\n{table(against, ratios)}\n"
+
+
+def loads(results: dict) -> str:
+    """How busy the machine was with other things when the runs began."""
+    each = [one.get("load_before") for runs in results.values() for one in runs.values()]
+    known = [load for load in each if load is not None]
+    older = f"; of {len(each) - len(known)} older runs it was not noted" if len(known) < len(each) else ""
+    return f"load before a run: {min(known)} to {max(known)}{older}" if known else "load not noted"
 
 
 def said(one: dict, goal: str) -> str:
@@ -300,7 +307,7 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="forget the results that are there")
     parser.add_argument("--nnunet", type=Path, help="folder that nnU-Net was installed in")
     args = parser.parse_args()
-    machine = {"cores": os.cpu_count(), **environment(), "load_before": round(os.getloadavg()[0], 1)}
+    machine = {"cores": os.cpu_count(), **environment()}
     path = HERE / "race.json"
     found = {"machine": machine, "results": {}}
     if path.exists() and not args.again:

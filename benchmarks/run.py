@@ -201,9 +201,16 @@ unlabelled images beside as many labelled ones, and their mean over a run of cha
 {clicks["threads"]} threads;
 the median of {clicks["rounds"]} rounds and their range, where a round is the median of {clicks["clicks"]} clicks. \
 The book asks from three distances;
-its widget does so in the precision that is faster, and embeds what is around the pointer once that rests.
+its widget does so in the precision that is faster, embeds an image when it is shown, and what is around the pointer
+once that rests.
 
-{table("asked from | a new image | beside an earlier click | elsewhere in it | where the pointer rested", asked)}
+{
+        table(
+            "asked from | a click on a new image | embedding an image | the first click on it | the second | the second, \
+where the pointer rested",
+            asked,
+        )
+    }
 
 **Chapters**, as `medcook cook` recorded them:
 

@@ -66,7 +66,11 @@ def test_times_are_compared_by_their_means_and_misses_are_said():
 
 
 def test_the_report_has_a_number_a_seed():
-    machine = {"threads": 2, "cores": 2, "cpu": "a processor", "load_before": 0.0}
-    text = report({"machine": machine, "results": {"tutorial": runs(100, None), "medcook, float32": runs(50, 60)}})
+    machine = {"threads": 2, "cores": 2, "cpu": "a processor"}
+    results = {"tutorial": runs(100, None), "medcook, float32": runs(50, 60)}
+    assert "load not noted" in report({"machine": machine, "results": results})
+    results["tutorial"]["0"]["load_before"], results["tutorial"]["1"]["load_before"] = 0.1, 1.2
+    text = report({"machine": machine, "results": results})
+    assert "load before a run: 0.1 to 1.2; of 2 older runs it was not noted" in text
     assert "| tutorial | 100, not in 400 |" in text and "| medcook, float32 | 50, 60 |" in text
     assert "more than 4.5" in text

@@ -143,7 +143,12 @@ def click_widget(predictor: Predictor, targets: Mapping[str, Target]) -> widgets
     picture, progress = figure.subplots(1, 2, width_ratios=(3, 2))
     which = widgets.Dropdown(options=list(targets), description="object")
     undo, restart = widgets.Button(description="undo"), widgets.Button(description="start again")
-    state = {"session": Session(predictor, targets[which.value]), "press": None, "resting": None}
+    state = {"press": None, "resting": None}
+
+    def show(_=None) -> None:
+        target = targets[which.value]
+        predictor.look_ahead(target.image)
+        state["session"] = Session(predictor, target)
 
     def draw() -> None:
         for axes, paint in ((picture, draw_session), (progress, draw_progress)):
@@ -180,7 +185,8 @@ def click_widget(predictor: Predictor, targets: Mapping[str, Target]) -> widgets
     canvas.mpl_connect("button_release_event", released)
     undo.on_click(acting(lambda: state["session"].undo()))
     restart.on_click(acting(lambda: state["session"].restart()))
-    which.observe(acting(lambda: state.update(session=Session(predictor, targets[which.value]))), names="value")
+    which.observe(acting(show), names="value")
+    show()
     draw()
     box = widgets.VBox([widgets.HBox([which, undo, restart]), canvas])
     box.state = state

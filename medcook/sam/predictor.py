@@ -15,10 +15,12 @@ from medcook.precision import resolve_precision
 from medcook.sam.asking import draw_box, draw_points
 from medcook.sam.model import DENSE, MOST_POINTS, PADDING, SIZE, Embedding, Prompts, SmallSam
 from medcook.sam.prompts import Prompt
-from medcook.sam.views import Window, agreement, click_windows, square
+from medcook.sam.views import Window, agreement, click_windows, first_windows, square
 
 KEPT = 128
 """Embeddings that a predictor remembers."""
+TOGETHER = 16
+"""Windows that are embedded at a time; more are no faster and take more memory."""
 ROOMS = (2.0, 1.5, 2.8, 4.0)
 """A zoomed window is so many times as long as the box. A box that is all that is asked is looked at in all of these and
 the answers are averaged: a close view shows a wall, a wide one what it surrounds. A box and more: the first alone."""
@@ -115,13 +117,16 @@ class Predictor:
             view[:, top:bottom, left:right] = restore(answer[None], part.shape)[0]
         return seen, iou[:, chosen]
 
-    def look_ahead(self, image: np.ndarray, prompt: Prompt) -> None:
-        """Embed what clicks will be looked at from, as where a pointer rests before it clicks."""
+    def look_ahead(self, image: np.ndarray, prompt: Prompt | None = None) -> None:
+        """Embed what clicks will be looked at from, as where a pointer rests; without them, a first click anywhere."""
         check_image(image)
+        frame, framed = in_frame(image, prompt or Prompt())
+        if prompt is None:
+            self.embeddings(cut(frame, first_windows(frame.shape) if self.zoom else [whole(frame)]))
+            return
         prompt.check(image.shape)
         if self.zoom and prompt.box is None and prompt.mask is None:
-            frame, prompt = in_frame(image, prompt)
-            self.embeddings(cut(frame, click_windows(prompt, frame.shape)))
+            self.embeddings(cut(frame, click_windows(framed, frame.shape)))
 
     def embed(self, image: np.ndarray) -> Embedding:
         """The embedding of an image (height, width), computed once."""
@@ -129,16 +134,18 @@ class Predictor:
 
     @torch.no_grad()
     def embeddings(self, images: list[np.ndarray]) -> list[Embedding]:
-        """Those of several; the ones that are not remembered are computed together."""
+        """Those of several; the ones that are not remembered are computed together, some at a time."""
         keys = [sha256(np.ascontiguousarray(image)).hexdigest() + str(image.shape) for image in images]
-        found = {key: self.remembered.get(key) for key in keys}
-        if new := {key: fit_in(image) for key, image in zip(keys, images, strict=True) if found[key] is None}:
-            rows = self.model.embed(torch.cat(list(new.values())))
-            found |= {key: rows.at(torch.tensor([k])) for k, key in enumerate(new)}
-        self.remembered |= found
+        known, images = {key: self.remembered.pop(key, None) for key in keys}, dict(zip(keys, images, strict=True))
+        new = [key for key in known if known[key] is None]
+        for start in range(0, len(new), TOGETHER):
+            some = new[start : start + TOGETHER]
+            rows = self.model.embed(torch.cat([fit_in(images[key]) for key in some]))
+            known |= {key: rows.at(torch.tensor([k])) for k, key in enumerate(some)}
+        self.remembered |= known
         while len(self.remembered) > KEPT:
             self.remembered.popitem(last=False)
-        return [found[key] for key in keys]
+        return [known[key] for key in keys]
 
 
 def in_frame(image: np.ndarray, prompt: Prompt) -> tuple[np.ndarray, Prompt]:

@@ -18,6 +18,9 @@ SMALLEST, SMALLEST_OF_CLICKS = 16, 32
 """Pixels a side: any window, and a window around clicks, is no smaller."""
 AROUND = 1.6
 """A window is at least so many times as long as the clicks lie apart."""
+COARSE, FINE = 2, 8
+"""Windows move in steps of a half of their side, so that the few there are can all be embedded with the image; of an
+eighth where clicks lie so far apart, a quarter of the side or more, that they would come close to the border."""
 CUTS = torch.arange(0.1, 0.91, 0.05)
 """Thresholds of the mean probability among which the answer is looked for."""
 FINEST = 256
@@ -38,16 +41,29 @@ def square(centre: tuple[float, float], side: float, shape: tuple[int, int]) -> 
 def click_windows(prompt: Prompt, shape: tuple[int, int]) -> list[Window]:
     """The windows from which clicks are looked at, the image first; each holds all of the clicks.
 
-    They move in steps of an eighth of their side, so that a click nearby finds most of them embedded.
+    They move in steps, so that a click nearby finds most of them embedded.
     """
     points = torch.tensor(prompt.foreground + prompt.background)
     low, high = points.amin(0), points.amax(0)
-    apart, found = AROUND * float((high - low).max()), []
+    apart, found = float((high - low).max()), []
     for share in SHARES:
-        side = max(share * max(shape), apart, SMALLEST_OF_CLICKS)
-        step = side / 8
+        side = max(share * max(shape), AROUND * apart, SMALLEST_OF_CLICKS)
+        step = side / (COARSE if apart < side / 4 else FINE)
         centre = tuple(round(at / step) * step for at in ((low + high) / 2).tolist())
         found.append(square(centre, side, shape))
+    return sorted(set(found), key=found.index)
+
+
+def first_windows(shape: tuple[int, int]) -> list[Window]:
+    """All windows from which a first click, wherever it is, is looked at: the image, 9 of half its side, 49 of a quarter.
+
+    Fewer where an image is not square, or so small that a quarter of it is less than a window may be.
+    """
+    found = []
+    for side in (max(share * max(shape), SMALLEST_OF_CLICKS) for share in SHARES):
+        step = side / COARSE
+        down, across = (range(round(end / step) + 1) for end in shape)
+        found += [square((column * step, row * step), side, shape) for row in down for column in across]
     return sorted(set(found), key=found.index)
 
 

@@ -24,6 +24,19 @@ def around(image, prompt) -> Answer:
     return Answer(mask[None], np.array([0.8]), np.where(mask, 5.0, -5.0)[None])
 
 
+class Noting:
+    """A predictor that notes what it is shown before it is asked."""
+
+    def __init__(self):
+        self.shown = []
+
+    def __call__(self, image, prompt) -> Answer:
+        return around(image, prompt)
+
+    def look_ahead(self, image, prompt=None) -> None:
+        self.shown.append(prompt)
+
+
 @pytest.fixture
 def target():
     mask = np.zeros((40, 50), bool)
@@ -92,7 +105,8 @@ def test_the_sheet_has_a_panel_a_count_of_clicks(target):
 
 
 def test_the_widget_answers_the_mouse_and_its_buttons(target):
-    box = click_widget(around, {"one": target, "other": target})
+    predictor = Noting()
+    box = click_widget(predictor, {"one": target, "other": target})
     (which, undo, restart), canvas = box.children[0].children, box.children[1]
     picture = canvas.figure.axes[0]
 
@@ -112,19 +126,7 @@ def test_the_widget_answers_the_mouse_and_its_buttons(target):
     box.state["session"].click(25, 15)
     which.value = "other"
     assert not box.state["session"].prompts
-
-
-class Noting:
-    """A predictor that notes what it is shown before it is asked."""
-
-    def __init__(self):
-        self.shown = []
-
-    def __call__(self, image, prompt) -> Answer:
-        return around(image, prompt)
-
-    def look_ahead(self, image, prompt) -> None:
-        self.shown.append(prompt)
+    assert predictor.shown == [None, None], "what is shown is embedded"
 
 
 def test_where_the_pointer_rests_is_looked_at_before_it_clicks(target):
@@ -145,11 +147,12 @@ def test_where_the_pointer_rests_is_looked_at_before_it_clicks(target):
         await asyncio.sleep(4 * REST)
 
     asyncio.run(hurry_then_rest())
-    first, second = predictor.shown
+    anywhere, first, second = predictor.shown
+    assert anywhere is None, "the image is embedded when it is shown"
     assert first.foreground == (pytest.approx((30, 15)),), "only where it rested"
     assert second.foreground == ((30, 15), pytest.approx((40, 20))), "what was clicked counts, too"
     move(10, 12)
-    assert len(predictor.shown) == 3, "without an event loop, at once"
+    assert len(predictor.shown) == 4, "without an event loop, at once"
 
 
 def test_no_targets_is_said():

@@ -10,7 +10,18 @@ from transformers import SamModel
 from medcook.networks import parameters
 from medcook.sam.asking import corrected, draw_box, draw_points, first_prompts, loose_boxes, pick, scribbles
 from medcook.sam.likeness import certainty
-from medcook.sam.model import DENSE, FINE, MOST_POINTS, PADDING, SIZE, Prompts, Refiner, SmallSam, masks_of
+from medcook.sam.model import (
+    DENSE,
+    FINE,
+    MOST_POINTS,
+    PADDING,
+    SIZE,
+    DirectAttention,
+    Prompts,
+    Refiner,
+    SmallSam,
+    masks_of,
+)
 from medcook.sam.plan import Plan, draw, drawing
 from medcook.sam.pretraining import Learner, extent_loss, iou, mask_loss, pretrain
 
@@ -48,6 +59,19 @@ def test_an_image_is_embedded_once_and_asked_often(model):
     assert logits.shape == (3, 4, DENSE, DENSE) and predicted.shape == (3, 4)
     assert torch.allclose(logits[0], logits[1], atol=1e-5) and not torch.allclose(logits[0], logits[2])
     assert model.refine(logits, several).shape == (3, 4, FINE, FINE)
+
+
+@torch.no_grad()
+def test_direct_attention_is_sams(model):
+    layer, tokens = model.sam.vision_encoder.layers[0].attn, torch.randn(2, 10, 10, 192)
+    torch.testing.assert_close(DirectAttention(layer)(tokens)[0], layer(tokens)[0], atol=1e-5, rtol=1e-5)
+
+
+def test_in_bfloat16_it_attends_directly_and_twice_is_as_once(model):
+    twice = model.in_bfloat16().in_bfloat16()
+    assert {type(layer.attn) for layer in twice.sam.vision_encoder.layers} == {DirectAttention}
+    assert not any(isinstance(part, DirectAttention) for part in model.modules())
+    assert twice.embed(torch.randn(1, 1, SIZE, SIZE)).coarse.dtype == torch.bfloat16
 
 
 @torch.no_grad()

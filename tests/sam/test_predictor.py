@@ -102,6 +102,32 @@ def test_after_looking_ahead_a_click_finds_all_its_windows_embedded(model, shape
         predictor.look_ahead(image, Prompt(foreground=((-5, 30),)))
 
 
+@pytest.mark.parametrize("zoom", [True, False])
+def test_after_looking_ahead_everywhere_no_first_click_waits_for_an_embedding(model, zoom):
+    predictor, asked = Predictor(model, zoom), []
+    predictor.look_ahead(IMAGE)
+    embed, model.embed = model.embed, lambda images: asked.append(len(images)) or embed(images)
+    try:
+        for x, y in np.random.default_rng(0).uniform((0, 0), IMAGE.shape[::-1], (10, 2)):
+            predictor(IMAGE, Prompt(foreground=((float(x), float(y)),)))
+    finally:
+        del model.embed
+    assert not asked
+
+
+def test_what_was_not_asked_for_longest_is_forgotten(model, monkeypatch):
+    monkeypatch.setattr(predictor_module, "KEPT", 2)
+    predictor, asked = Predictor(model, zoom=False), []
+    embed, model.embed = model.embed, lambda images: asked.append(len(images)) or embed(images)
+    try:
+        for part in (IMAGE, IMAGE[:50], IMAGE, IMAGE[:60], IMAGE, IMAGE[:50]):
+            predictor.embed(part)
+            asked.append("answered")
+    finally:
+        del model.embed
+    assert asked == [1, "answered", 1, "answered", "answered", 1, "answered", "answered", 1, "answered"]
+
+
 def test_windows_embedded_together_are_as_if_each_were_alone(model):
     parts = [IMAGE, IMAGE[20:60, 30:70], IMAGE, IMAGE[:, :50]]
     together = Predictor(model).embeddings(parts)

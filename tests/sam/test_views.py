@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from medcook.sam.prompts import Prompt
-from medcook.sam.views import CUTS, SHARES, agreement, click_windows, obedience, square
+from medcook.sam.views import CUTS, SHARES, agreement, click_windows, first_windows, obedience, square
 
 SHAPE = (100, 200)
 ROWS, COLUMNS = torch.meshgrid(torch.arange(100.0) + 0.5, torch.arange(200.0) + 0.5, indexing="ij")
@@ -32,6 +32,25 @@ class TestWindows:
         for left, top, right, bottom in click_windows(Prompt(points[:2], points[2:]), SHAPE):
             assert 0 <= left < right <= 200 and 0 <= top < bottom <= 100
             assert all(left <= x <= right and top <= y <= bottom for x, y in points)
+
+    @pytest.mark.parametrize("shape", [(256, 256), (100, 200), (333, 71), (40, 60), (20, 30)])
+    def test_a_first_click_anywhere_is_looked_at_from_windows_that_are_listed(self, shape):
+        """And from no others is any looked at: each that is listed is some click's."""
+        height, width = shape
+        rows, columns = np.linspace(0, height, 65), np.linspace(0, width, 65)
+        clicks = [Prompt(foreground=((float(x), float(y)),)) for x in columns for y in rows]
+        asked = {window for click in clicks for window in click_windows(click, shape)}
+        listed = first_windows(shape)
+        assert set(listed) == asked and len(listed) == len(asked) <= 59
+        assert listed[0] == (0, 0, width, height)
+
+    def test_a_first_click_is_well_inside_its_windows(self):
+        """A quarter of their side from the border, unless the image ends there."""
+        for x, y in np.random.default_rng(0).uniform((0, 0), (200, 100), (50, 2)):
+            for left, top, right, bottom in click_windows(Prompt(foreground=((x, y),)), SHAPE)[1:]:
+                room = (right - left) / 4 - 1
+                assert (left == 0 or x - left >= room) and (right == 200 or right - x >= room)
+                assert (top == 0 or y - top >= room) and (bottom == 100 or bottom - y >= room)
 
     def test_of_a_small_image_there_is_one(self):
         assert click_windows(Prompt(foreground=((5.0, 5.0),)), (20, 30)) == [(0, 0, 30, 20)]
