@@ -159,6 +159,12 @@ def chapters() -> list[dict]:
     return found
 
 
+CLICKS = (
+    "asked from | a click on a new image | embedding an image | the first click on it | the second"
+    " | the second, where the pointer rested"
+)
+
+
 def report(results: dict) -> str:
     """The results as Markdown."""
     at, scored, clicks = results["machine"], results["metrics"], results["clicks"]
@@ -204,13 +210,7 @@ The book asks from three distances;
 its widget does so in the precision that is faster, embeds an image when it is shown, and what is around the pointer
 once that rests.
 
-{
-        table(
-            "asked from | a click on a new image | embedding an image | the first click on it | the second | the second, \
-where the pointer rested",
-            asked,
-        )
-    }
+{table(CLICKS, asked)}
 
 **Chapters**, as `medcook cook` recorded them:
 

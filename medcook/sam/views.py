@@ -55,9 +55,10 @@ def click_windows(prompt: Prompt, shape: tuple[int, int]) -> list[Window]:
 
 
 def first_windows(shape: tuple[int, int]) -> list[Window]:
-    """All windows from which a first click, wherever it is, is looked at: the image, 9 of half its side, 49 of a quarter.
+    """All windows from which a first click, wherever it is, is looked at.
 
-    Fewer where an image is not square, or so small that a quarter of it is less than a window may be.
+    The image, 9 windows of half its side and 49 of a quarter; fewer where it is not square, or so small that a quarter
+    of it is less than a window may be.
     """
     found = []
     for side in (max(share * max(shape), SMALLEST_OF_CLICKS) for share in SHARES):
