@@ -1,5 +1,6 @@
 """A Task: which patients train, which validate, which are scored, and how their cases become tensors."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
@@ -12,6 +13,7 @@ from torch import Tensor
 from medcook.data import IGNORE, Case, Dataset, open_dataset
 from medcook.errors import MedcookError
 from medcook.preparation import Preparation, preparation_for
+from medcook.spool import Spool
 
 
 @dataclass(frozen=True)
@@ -142,17 +144,38 @@ def shared_dataset(name: str) -> Dataset:
     return open_dataset(name)
 
 
-@lru_cache(maxsize=600)
-def _prepared(data: Dataset, preparation: Preparation, case_id: str) -> tuple[Tensor, Tensor]:
-    case = data.load(case_id)
-    return preparation.images(case), preparation.labels(case)
+class Prepared:
+    """The cases of a data set as tensors, each read and prepared once and then kept in files."""
+
+    def __init__(self, data: Dataset, preparation: Preparation):
+        self.data, self.preparation = data, preparation
+        self.images, self.labels, self.places = Spool(), Spool(), {}
+
+    def __call__(self, case_id: str) -> tuple[Tensor, Tensor]:
+        """Images (N, C, *size) and labels (N, *size) of a case."""
+        if case_id not in self.places:
+            case = self.data.load(case_id)
+            found = self.preparation.images(case), self.preparation.labels(case)
+            self.places[case_id] = self.images.append(found[0]), self.labels.append(found[1])
+            return found
+        images, labels = self.places[case_id]
+        return self.images.read(images), self.labels.read(labels)
+
+
+@lru_cache(maxsize=8)
+def _prepared(data: Dataset, preparation: Preparation, process: int) -> Prepared:
+    """One a process: another that was forked from it must not write into the same files."""
+    return Prepared(data, preparation)
 
 
 def prepare(data: Dataset, preparation: Preparation, patients: tuple[str, ...]) -> Samples:
-    """All cases of `patients` as tensors; each case is read once a process."""
+    """All cases of `patients` as tensors, which lie in files (see `Spool`); each case is read once a process."""
     case_ids = [case_id for patient in patients for case_id in data.patients[patient]]
     if not case_ids:
         raise MedcookError(f"{data.manifest.name}: no cases for these patients.", "Check the split and `labelled`.")
-    images, labels = zip(*(_prepared(data, preparation, case_id) for case_id in case_ids), strict=True)
-    case_of = torch.cat([torch.full((len(stack),), number) for number, stack in enumerate(images)])
-    return Samples(torch.cat(images), torch.cat(labels), case_of)
+    case, images, labels, counts = _prepared(data, preparation, os.getpid()), Spool(), Spool(), []
+    for case_id in case_ids:
+        image, label = case(case_id)
+        images.append(image), labels.append(label), counts.append(len(image))
+    case_of = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    return Samples(images.mapped(), labels.mapped(), case_of)

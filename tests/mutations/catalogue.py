@@ -81,12 +81,15 @@ PROMPTS = [
 PREDICTOR = [
     ("return torch.where(inside, shifted, shifted.clamp_max(-1))", "return shifted"),
     ("shifted = logits - THRESHOLDS", "shifted = logits + THRESHOLDS"),
+    ("self.remembered.pop(key, None) for key", "self.remembered.get(key) for key"),
 ]
 VIEWS = [
     ("weights = iou.clamp(0.01, 1) * obedience(chances, prompt)", "weights = iou.clamp(0.01, 1)"),
     ("best = int((2 * both / total.clamp_min(1) @ weights).argmax())", "best = 8"),
     ("return mean.clamp(1e-6, 1 - 1e-6).logit() - CUTS[best].logit(), overlap", "return mean.logit(eps=1e-6), overlap"),
-    ("max(share * max(shape), apart, SMALLEST_OF_CLICKS)", "max(share * max(shape), SMALLEST_OF_CLICKS)"),
+    ("max(share * max(shape), AROUND * apart, SMALLEST_OF_CLICKS)", "max(share * max(shape), SMALLEST_OF_CLICKS)"),
+    ("step = side / (COARSE if apart < side / 4 else FINE)", "step = side / COARSE"),
+    ("(range(round(end / step) + 1) for end in shape)", "(range(round(end / step)) for end in shape)"),
 ]
 SAM3 = [
     ("(torch.arange(samples) + 0.5) * length / samples", "torch.arange(samples) * length / samples"),
@@ -107,6 +110,9 @@ CORE = {
     ("sam/prompts.py", "sam/test_prompts.py"): PROMPTS,
     ("sam/predictor.py", "sam/test_predictor.py"): PREDICTOR,
     ("sam/views.py", "sam/test_views.py"): VIEWS,
+    ("sam/model.py", "sam/test_model.py"): [
+        ("(query * self.scale @ key.transpose(1, 2))", "(query @ key.transpose(1, 2))"),
+    ],
     ("sam/sam3.py", "recipes/sam_adaptation/test_medical_sam3.py"): SAM3,
     ("data/embedded.py", "data/test_embedded.py"): [
         ("return deepcopy(simulated(case_id))", "return simulated(case_id)"),

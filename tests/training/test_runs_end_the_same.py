@@ -193,16 +193,16 @@ def test_a_short_run_goes_by_its_source_code_instead(monkeypatch):
 @pytest.mark.parametrize("role", ["labelled", "val"])
 def test_a_changed_voxel_trains_again(role, monkeypatch):
     first = train()
-    original, touched = tasks._prepared, TASK.data.patients[getattr(TASK, f"{role}_patients")[0]][0]
+    original, touched = tasks.Prepared.__call__, TASK.data.patients[getattr(TASK, f"{role}_patients")[0]][0]
 
-    def prepared(data, preparation, case_id):
-        images, labels = original(data, preparation, case_id)
+    def prepared(self, case_id):
+        images, labels = original(self, case_id)
         if case_id == touched:
             images = images.clone()
             images[0, 0, 0, 0] += 1e-3
         return images, labels
 
-    monkeypatch.setattr(tasks, "_prepared", prepared)
+    monkeypatch.setattr(tasks.Prepared, "__call__", prepared)
     other = train()
     assert not other.cached and other.key != first.key
 
