@@ -156,9 +156,9 @@ over the first line; the peak is that of the whole process, with all that it imp
 
 {table(head, lines)}
 
-A further patient adds {prepared} to preparing, which holds every sample in memory ({tensors} of tensors each),
-and {evaluated} to evaluating, which reads one case at a time. A training has as many steps as its budget says, however
-many patients there are.
+A further patient adds {prepared} to preparing, whose samples ({tensors} of tensors each) lie in a file, and {evaluated}
+to evaluating, which reads one case at a time. A training has as many steps as its budget says, however many patients
+there are; what it has read of that file stays in memory as long as there is room.
 """
 
 

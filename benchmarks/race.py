@@ -304,18 +304,20 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=400.0)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--only", nargs="+", help="names of contestants")
-    parser.add_argument("--again", action="store_true", help="forget the results that are there")
+    parser.add_argument("--again", action="store_true", help="forget what these contestants did before")
     parser.add_argument("--nnunet", type=Path, help="folder that nnU-Net was installed in")
     args = parser.parse_args()
     machine = {"cores": os.cpu_count(), **environment()}
     path = HERE / "race.json"
     found = {"machine": machine, "results": {}}
-    if path.exists() and not args.again:
+    if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))
     ways = contestants(args.nnunet)
     if unknown := set(args.only or ()) - ways.keys():
         raise SystemExit(f"There is no {', '.join(unknown)}; there are: {'; '.join(ways)}.")
     ways = {name: way for name, way in ways.items() if not args.only or name in args.only}
+    if args.again:
+        found["results"] = {name: runs for name, runs in found["results"].items() if name not in ways}
     for _ in race(args.seconds, args.seeds, ways, found["results"]):
         write_atomically(path, json.dumps(found, indent=1) + "\n")
     put(report(found), BEGIN, END)

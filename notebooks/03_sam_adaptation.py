@@ -381,7 +381,8 @@ display(teaching.verdict_table(*papers) if papers else "No paper of this chapter
 #
 # ## Play with it
 # Click on the object; with the right button, or with Shift, beside it; or drag a box. On the web you see the rule's
-# clicks at the top of this chapter instead. Here the network answers in bfloat16 where that is faster.
+# clicks at the top of this chapter instead. Here the network answers in bfloat16 where that is faster, and all that a
+# first click is looked at from is embedded when an image is shown.
 
 # %%
 click_widget(Predictor(predictor.model, precision="auto"), targets)

@@ -42,7 +42,7 @@ def test_ratios_and_what_a_patient_adds():
 def test_the_report_shows_a_line_a_size():
     said = report({"machine": {"cores": 2, "cpu": "some", "load_before": 0.1}, "rows": ROWS})
     assert "| 640 | 16 | 64.0 | 16.0 | 980 | 128.0 | 16.0 | 520 | 9.0 |" in said
-    assert "A further patient adds 0.75 MB to preparing" in said and "0.00 MB to evaluating" in said
+    assert "A further patient adds 0.75 MB to preparing" in said and "and 0.00 MB\nto evaluating" in said
 
 
 def test_the_report_goes_between_its_marks():
