@@ -44,13 +44,15 @@ class TestWindows:
         assert set(listed) == asked and len(listed) == len(asked) <= 59
         assert listed[0] == (0, 0, width, height)
 
-    def test_a_first_click_is_well_inside_its_windows(self):
-        """A quarter of their side from the border, unless the image ends there."""
-        for x, y in np.random.default_rng(0).uniform((0, 0), (200, 100), (50, 2)):
-            for left, top, right, bottom in click_windows(Prompt(foreground=((x, y),)), SHAPE)[1:]:
-                room = (right - left) / 4 - 1
-                assert (left == 0 or x - left >= room) and (right == 200 or right - x >= room)
-                assert (top == 0 or y - top >= room) and (bottom == 100 or bottom - y >= room)
+    @pytest.mark.parametrize(("clicks", "share"), [(1, 1 / 4), (2, 1 / 8)], ids=["one", "two"])
+    def test_clicks_are_well_inside_their_windows(self, clicks, share):
+        """So large a share of the side from the border, unless the image ends there."""
+        for points in np.random.default_rng(0).uniform((0, 0), (200, 100), (100, clicks, 2)).tolist():
+            for left, top, right, bottom in click_windows(Prompt(tuple(map(tuple, points))), SHAPE)[1:]:
+                room = (right - left) * share - 2
+                for x, y in points:
+                    assert (left == 0 or x - left >= room) and (right == 200 or right - x >= room)
+                    assert (top == 0 or y - top >= room) and (bottom == 100 or bottom - y >= room)
 
     def test_of_a_small_image_there_is_one(self):
         assert click_windows(Prompt(foreground=((5.0, 5.0),)), (20, 30)) == [(0, 0, 30, 20)]
