@@ -16,11 +16,12 @@ def give_back() -> None:
 
 
 def keep_at_hand() -> None:
-    """Keep what short computations free, for the next one.
+    """Give back what is free now, then keep what short computations free for the next one.
 
     By default the C library hands tensors of some MB back at once: a click of the small SAM then waits for 3500 pages
     to be mapped again. It comes to these limits by itself once a tensor of 32 MB was freed.
     """
+    give_back()
     with contextlib.suppress(OSError, AttributeError):
         library = ctypes.CDLL("libc.so.6")
         library.mallopt(MMAP_THRESHOLD, AT_HAND)
