@@ -385,6 +385,7 @@ display(teaching.verdict_table(*papers) if papers else "No paper of this chapter
 # first click is looked at from is embedded when an image is shown.
 
 # %%
+adapted = None  # one network at a time
 click_widget(Predictor(predictor.model, precision="auto"), targets)
 
 # %% [markdown]

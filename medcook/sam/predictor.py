@@ -17,8 +17,8 @@ from medcook.sam.model import DENSE, MOST_POINTS, PADDING, SIZE, Embedding, Prom
 from medcook.sam.prompts import Prompt
 from medcook.sam.views import Window, agreement, click_windows, first_windows, square
 
-KEPT = 128
-"""Embeddings that a predictor remembers."""
+KEPT = 72
+"""Embeddings that a predictor remembers: all that first clicks on an image are looked at from, and some more."""
 TOGETHER = 16
 """Windows that are embedded at a time; more are no faster and take more memory."""
 ROOMS = (2.0, 1.5, 2.8, 4.0)
