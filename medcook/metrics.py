@@ -23,7 +23,7 @@ None they are in pixels, and must be called so.
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.ndimage import binary_erosion, distance_transform_edt
+from scipy.ndimage import distance_transform_edt
 
 from medcook.data.case import IGNORE
 from medcook.errors import MedcookError
@@ -128,7 +128,13 @@ def surface_distances(
 def surface(mask: np.ndarray) -> np.ndarray:
     """Foreground voxels with a face neighbour that is background or outside the array; bool, shape of `mask`."""
     mask = np.asarray(mask).astype(bool)
-    return mask & ~binary_erosion(mask)
+    inner = mask.copy()
+    for axis in range(mask.ndim):
+        here, found = np.moveaxis(mask, axis, 0), np.moveaxis(inner, axis, 0)  # views
+        found[1:] &= here[:-1]
+        found[:-1] &= here[1:]
+        found[[0, -1]] = False
+    return mask & ~inner
 
 
 def diagonal(shape: tuple[int, ...], spacing: tuple[float, ...] | None = None) -> float:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from monai.metrics import DiceMetric, compute_average_surface_distance, compute_hausdorff_distance
+from scipy.ndimage import binary_erosion
 
 from medcook import metrics
 from medcook.data.case import IGNORE
@@ -176,6 +177,14 @@ def test_wrong_shapes_and_spacings_are_named():
     for spacing in [(1.0,), (1.0, 0.0), (1.0, math.nan)]:
         with pytest.raises(MedcookError, match="Spacing"):
             metrics.hd95(mask, mask, spacing)
+
+
+@pytest.mark.parametrize("shape", [(40,), (17, 23), (1, 9, 12), (6, 11, 8)])
+def test_the_surface_is_what_erosion_takes(shape):
+    rng = np.random.default_rng(0)
+    for density in (0.5, 0.9, 0.99, 1.0):
+        mask = rng.random(shape) < density
+        assert np.array_equal(metrics.surface(mask), mask & ~binary_erosion(mask))
 
 
 def test_an_empty_mask_has_no_surface():
