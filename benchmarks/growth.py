@@ -135,9 +135,12 @@ def ratios(cost: dict, first: dict) -> dict:
 
 
 def added(rows: list[dict], part: str, what: str) -> float:
-    """MB for each further patient, between the two largest sizes: the smallest may stay below what the imports took."""
+    """MB for each further patient, between the two largest sizes: the smallest may stay below what the imports took.
+
+    0 where it took less, which is chance.
+    """
     less, more = rows[-2:]
-    return (more[part][what] - less[part][what]) / (more["patients"] - less["patients"])
+    return max(0.0, (more[part][what] - less[part][what]) / (more["patients"] - less["patients"]))
 
 
 def report(found: dict) -> str:
