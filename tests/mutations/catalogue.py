@@ -22,7 +22,7 @@ METRICS = [
     ("float(max(np.percentile(forth, percentile)", "float(min(np.percentile(forth, percentile)"),
     ("missed=n_truth > 0 and n_pred == 0", "missed=n_pred == 0"),
     ("distance_transform_edt(~truth_edge, sampling=steps)", "distance_transform_edt(~truth_edge)"),
-    ("return mask & ~inner", "return mask & ~binary_erosion(mask, border_value=1)"),
+    ("found[[0, -1]] = False", "pass"),
 ]
 LOSSES = [
     ("return total / (labels != IGNORE).sum().clamp_min(1)", "return total / labels.numel()"),
