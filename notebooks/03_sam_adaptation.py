@@ -119,10 +119,10 @@ zero_shot_figure(card.stored())
 # %% [markdown]
 # Read it line by line, not by its mean. From the box, an ellipse is hard to beat on what is round; a ring, whose box
 # holds two structures, is the hard case for all. From a single click a random walker, which floods what looks alike,
-# is ahead of the network on some: on the lungs, which are one object in two parts, and on one of the parotids. Which
-# targets have a border that the prompt points at, and which are defined by convention? Unevenness is what the survey
-# *SAM4MIS* (Zhang et al. 2024) reports of the real SAM over dozens of studies, and why adaptation is the subject of all
-# the others in this chapter.
+# is ahead of the network on some: on the lungs, which are one object in two parts, on one of the parotids and on the
+# larynx. Which targets have a border that the prompt points at, and which are defined by convention? Unevenness is what
+# the survey *SAM4MIS* (Zhang et al. 2024) reports of the real SAM over dozens of studies, and why adaptation is the
+# subject of all the others in this chapter.
 #
 # ## How a prompt gets in
 # SAM turns points and corners into tokens that attend to the image. From a billion masks it learns what they mean. The
