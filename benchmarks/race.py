@@ -280,9 +280,12 @@ def report(found: dict) -> str:
 def loads(results: dict) -> str:
     """How busy the machine was with other things when the runs began."""
     each = [one.get("load_before") for runs in results.values() for one in runs.values()]
-    known = [load for load in each if load is not None]
-    older = f"; of {len(each) - len(known)} older runs it was not noted" if len(known) < len(each) else ""
-    return f"load before a run: {min(known)} to {max(known)}{older}" if known else "load not noted"
+    known = sorted({load for load in each if load is not None})
+    if not known:
+        return "load not noted"
+    ends = f"{known[0]}" if len(known) == 1 else f"{known[0]} to {known[-1]}"
+    older = f"; of {each.count(None)} older runs it was not noted" if None in each else ""
+    return f"load before a run: {ends}{older}"
 
 
 def said(one: dict, goal: str) -> str:
@@ -318,6 +321,8 @@ def main() -> None:
     ways = {name: way for name, way in ways.items() if not args.only or name in args.only}
     if args.again:
         found["results"] = {name: runs for name, runs in found["results"].items() if name not in ways}
+    if not found["results"]:
+        found["machine"] = machine
     for _ in race(args.seconds, args.seeds, ways, found["results"]):
         write_atomically(path, json.dumps(found, indent=1) + "\n")
     put(report(found), BEGIN, END)

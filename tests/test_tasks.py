@@ -1,12 +1,16 @@
 """Tasks: roles never share a patient, the test patients are out of reach, unlabelled means unlabelled."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from medcook.data import IGNORE, open_dataset
 from medcook.data.manifests import load_manifest, manifest_names
 from medcook.errors import MedcookError
-from medcook.tasks import Samples, Task, prepare, shared_dataset
+from medcook.paths import cache_dir
+from medcook.tasks import Prepared, Samples, Task, _prepared, prepare, shared_dataset
 
 COMMITTED = [name for name in manifest_names() if load_manifest(name).splits]
 
@@ -79,6 +83,28 @@ def test_samples_keep_cases_together_and_in_order():
     second = list(task.cases("labelled"))[1]
     assert torch.equal(samples.images[8:], task.preparation.images(second))
     assert torch.equal(samples.labels[8:], task.preparation.labels(second))
+
+
+def test_a_case_is_read_once_and_other_processes_have_files_of_their_own(monkeypatch):
+    task, read = Task("embedded", labelled=2), []
+    load = task.data.load
+    monkeypatch.setattr(task.data, "load", lambda case_id: read.append(case_id) or load(case_id))
+    prepared = Prepared(task.data, task.preparation)
+    case_id = next(task.cases("labelled")).case_id
+    read.clear()
+    first, again = prepared(case_id), prepared(case_id)
+    assert read == [case_id] and all(torch.equal(*pair) for pair in zip(first, again, strict=True))
+    assert _prepared(task.data, task.preparation, 1) is not _prepared(task.data, task.preparation, 2)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux what is mapped")
+def test_samples_lie_in_a_file():
+    samples = Task("embedded", labelled=2).samples("labelled")
+    for tensor in (samples.images, samples.labels):
+        lines = [line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines()]
+        ranges = [(*(int(end, 16) for end in line[0].split("-")), line[-1]) for line in lines]
+        [where] = [name for start, end, name in ranges if start <= tensor.data_ptr() < end]
+        assert where.startswith(str(cache_dir())) and where.endswith("(deleted)")
 
 
 def test_one_voxel_changes_the_hash():

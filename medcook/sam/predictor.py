@@ -120,13 +120,14 @@ class Predictor:
     def look_ahead(self, image: np.ndarray, prompt: Prompt | None = None) -> None:
         """Embed what clicks will be looked at from, as where a pointer rests; without them, a first click anywhere."""
         check_image(image)
-        frame, framed = in_frame(image, prompt or Prompt())
-        if prompt is None:
-            self.embeddings(cut(frame, first_windows(frame.shape) if self.zoom else [whole(frame)]))
-            return
-        prompt.check(image.shape)
-        if self.zoom and prompt.box is None and prompt.mask is None:
-            self.embeddings(cut(frame, click_windows(framed, frame.shape)))
+        if prompt is not None:
+            prompt.check(image.shape)
+        if not self.zoom:
+            self.embed(image)
+        elif prompt is None or (prompt.box is None and prompt.mask is None):
+            frame, framed = in_frame(image, prompt or Prompt())
+            windows = first_windows(frame.shape) if prompt is None else click_windows(framed, frame.shape)
+            self.embeddings(cut(frame, windows))
 
     def embed(self, image: np.ndarray) -> Embedding:
         """The embedding of an image (height, width), computed once."""
@@ -136,7 +137,8 @@ class Predictor:
     def embeddings(self, images: list[np.ndarray]) -> list[Embedding]:
         """Those of several; the ones that are not remembered are computed together, some at a time."""
         keys = [sha256(np.ascontiguousarray(image)).hexdigest() + str(image.shape) for image in images]
-        known, images = {key: self.remembered.pop(key, None) for key in keys}, dict(zip(keys, images, strict=True))
+        images = dict(zip(keys, images, strict=True))
+        known = {key: self.remembered.pop(key, None) for key in images}
         new = [key for key in known if known[key] is None]
         for start in range(0, len(new), TOGETHER):
             some = new[start : start + TOGETHER]

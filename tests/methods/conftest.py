@@ -7,11 +7,6 @@ from medcook.data import IGNORE
 from medcook.methods import Batch
 
 
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
-
-
 @pytest.fixture
 def labelled() -> Batch:
     rng = torch.Generator().manual_seed(1)

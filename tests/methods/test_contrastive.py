@@ -16,11 +16,6 @@ TINY = dict(captions=CAPTIONS, channels=(4, 8), width=8)
 START = Moment(0, 10)
 
 
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
-
-
 @pytest.fixture
 def method() -> ContrastiveImageText:
     return ContrastiveImageText(**TINY)

@@ -15,11 +15,6 @@ METHOD = ProbabilisticUNet(channels=(4, 8, 8), raters=2, guesses=3)
 NOW = Moment(0, 10)
 
 
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
-
-
 @pytest.fixture
 def nets() -> nn.ModuleDict:
     return METHOD.build(inputs=1, classes=3, dims=2)

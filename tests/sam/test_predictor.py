@@ -102,14 +102,15 @@ def test_after_looking_ahead_a_click_finds_all_its_windows_embedded(model, shape
         predictor.look_ahead(image, Prompt(foreground=((-5, 30),)))
 
 
-@pytest.mark.parametrize("zoom", [True, False])
-def test_after_looking_ahead_everywhere_no_first_click_waits_for_an_embedding(model, zoom):
+@pytest.mark.parametrize(("zoom", "shape"), [(True, IMAGE.shape), (False, IMAGE.shape), (False, (700, 900))])
+def test_after_looking_ahead_everywhere_no_first_click_waits_for_an_embedding(model, zoom, shape):
     predictor, asked = Predictor(model, zoom), []
-    predictor.look_ahead(IMAGE)
+    image = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    predictor.look_ahead(image)
     embed, model.embed = model.embed, lambda images: asked.append(len(images)) or embed(images)
     try:
-        for x, y in np.random.default_rng(0).uniform((0, 0), IMAGE.shape[::-1], (10, 2)):
-            predictor(IMAGE, Prompt(foreground=((float(x), float(y)),)))
+        for x, y in np.random.default_rng(0).uniform((0, 0), shape[::-1], (10, 2)):
+            predictor(image, Prompt(foreground=((float(x), float(y)),)))
     finally:
         del model.embed
     assert not asked
@@ -123,6 +124,7 @@ def test_what_was_not_asked_for_longest_is_forgotten(model, monkeypatch):
         for part in (IMAGE, IMAGE[:50], IMAGE, IMAGE[:60], IMAGE, IMAGE[:50]):
             predictor.embed(part)
             asked.append("answered")
+        predictor.embeddings([IMAGE[:50], IMAGE[:50]])
     finally:
         del model.embed
     assert asked == [1, "answered", 1, "answered", "answered", 1, "answered", "answered", 1, "answered"]

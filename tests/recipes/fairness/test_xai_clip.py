@@ -33,11 +33,6 @@ TINY = dict(channels=(4, 8), reads=(8, 16), width=8, window=8, stride=4)
 START = Moment(0, 10)
 
 
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
-
-
 def scene(count: int = 4, side: int = 32) -> Batch:
     """Dark squares of a third of the side at random places in noise."""
     labels = torch.zeros(count, side, side, dtype=torch.uint8)

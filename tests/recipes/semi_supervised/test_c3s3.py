@@ -19,11 +19,6 @@ TINY = dict(channels=(4, 8), samples=32)
 EARLY, LATE = Moment(0, 10), Moment(9, 10)
 
 
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
-
-
 @pytest.fixture
 def nets() -> nn.ModuleDict:
     return C3S3(**TINY).build(inputs=1, classes=3, dims=2)

@@ -17,11 +17,6 @@ TINY = dict(channels=(4, 8))
 LATE = Moment(9, 10)
 
 
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
-
-
 def grey(seed: int, size: tuple[int, ...] = (9, 9), levels: int = 6) -> np.ndarray:
     """Smooth enough to have chains of only children, rough enough to branch."""
     noise = np.random.default_rng(seed).random(size)

@@ -27,11 +27,6 @@ HERE = F.affine_grid(torch.eye(2, 3)[None], [1, 1, 32, 32], align_corners=False)
 """The grid that moves nothing."""
 
 
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
-
-
 @pytest.fixture
 def nets() -> nn.ModuleDict:
     return SASNet(**TINY).build(inputs=1, classes=3, dims=2)

@@ -18,11 +18,6 @@ TINY = dict(channels=(4, 8))
 EARLY, LATE = Moment(0, 10), Moment(9, 10)
 
 
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
-
-
 @pytest.fixture
 def nets() -> nn.ModuleDict:
     """A student, and a teacher that says something else."""

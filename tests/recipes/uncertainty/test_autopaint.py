@@ -30,11 +30,6 @@ TINY = dict(channels=(4, 8))
 NOW = Moment(5, 10)
 
 
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
-
-
 class Surroundings(nn.Module):
     """Paints what is hidden with the mean of what it sees within `reach` pixels."""
 

@@ -31,11 +31,6 @@ TINY = dict(channels=(4, 8, 8), latents=6, nodes=12, width=8, order=3, draws=8, 
 LATE = Moment(9, 10)
 
 
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
-
-
 def chest(size: int = 32) -> torch.Tensor:
     """(1, size, size) labels: two boxes for lungs."""
     label = torch.zeros(1, size, size, dtype=torch.uint8)

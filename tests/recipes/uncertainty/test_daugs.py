@@ -27,11 +27,6 @@ TINY = dict(channels=(4, 8), members=3)
 NOW = Moment(0, 10)
 
 
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
-
-
 def batch() -> Batch:
     labels = torch.randint(0, 2, (4, 16, 16)).byte()
     return Batch(labels[:, None] + torch.randn(4, 1, 16, 16), labels)

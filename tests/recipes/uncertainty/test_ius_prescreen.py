@@ -28,11 +28,6 @@ TINY = dict(channels=(4, 8, 8))
 NOW = Moment(0, 10)
 
 
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
-
-
 def one_hot(labels: torch.Tensor, classes: int = 2) -> torch.Tensor:
     return nn.functional.one_hot(labels.long(), classes).movedim(-1, 1).float()
 

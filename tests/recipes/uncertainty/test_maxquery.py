@@ -31,11 +31,6 @@ TINY = dict(channels=(4, 8, 8), queries=6, width=8)
 NOW = Moment(5, 10)
 
 
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
-
-
 @pytest.fixture
 def nets() -> nn.ModuleDict:
     return MaxQuery(**TINY).build(inputs=1, classes=3, dims=2)

@@ -33,11 +33,6 @@ TINY = dict(channels=(4, 8))
 MIDDLE = Moment(5, 10)
 
 
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
-
-
 def some_evidence(*, classes: int = 3, size: tuple[int, ...] = (4, 4), high: float = 10.0) -> torch.Tensor:
     return torch.rand(2, classes, *size) * high
 

@@ -32,11 +32,6 @@ NOW = Moment(0, 10)
 DISTANCES = pytest.mark.parametrize("distance", [energy_distance, sinkhorn_divergence])
 
 
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
-
-
 def clouds(sets: int = 4, mine: int = 5, theirs: int = 5, axes: int = 8) -> tuple[Tensor, Tensor]:
     return torch.rand(sets, mine, axes, dtype=torch.float64), torch.rand(sets, theirs, axes, dtype=torch.float64)
 
