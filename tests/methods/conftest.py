@@ -1,4 +1,4 @@
-"""Two tiny batches, a fixed start of the random numbers, and a world without noise."""
+"""Two tiny batches, and a world without noise."""
 
 import pytest
 import torch
