@@ -1,13 +1,15 @@
 """Things to play with in a live notebook. Each has a static twin in `medcook.plots`, which readers on the web see."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import ipywidgets as widgets
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from torch import Tensor, nn
 
+from medcook.architectures import seen_figure
 from medcook.data import Case
 from medcook.data.intensity import window as ct_window
 from medcook.data.manifests import Manifest
@@ -112,6 +114,20 @@ def support_picker(fitted, cases: Sequence[Case], supports: int = 6) -> widgets.
     name_patients()
     which.observe(name_patients, names="value")
     return live(lambda value, k, chosen: support_view(fitted, cases[chosen], value, k), which, number, case)
+
+
+def seen_explorer(networks: Mapping[str, nn.Module], images: Tensor, credit: str) -> widgets.VBox:
+    """Choose a network, an image of (N, C, H, W) and a pixel; see what the answer there depends on (`seen_figure`)."""
+    height, width = images.shape[2:]
+    which = widgets.Dropdown(options=list(networks), description="network")
+    number = widgets.IntSlider(0, 0, len(images) - 1, description="image")
+    row = widgets.IntSlider(height // 2, 0, height - 1, description="row")
+    column = widgets.IntSlider(width // 2, 0, width - 1, description="column")
+
+    def draw(name: str, number: int, row: int, column: int) -> Figure:
+        return seen_figure({name: networks[name]}, images[number : number + 1], (row, column), credit)
+
+    return live(draw, which, number, row, column)
 
 
 def live(draw: Callable[..., Figure], *controls: widgets.ValueWidget) -> widgets.VBox:
