@@ -23,3 +23,4 @@ def test_there_are_thirty_and_every_chapter_has_some():
     assert len(set(MUTATIONS)) == len(MUTATIONS) >= 30
     chapters = {recipe.split("/")[0] for recipe in RECIPES}
     assert chapters >= {"data_loading", "sam_adaptation", "semi_supervised", "few_shot", "uncertainty", "fairness"}
+    assert "architectures" in chapters

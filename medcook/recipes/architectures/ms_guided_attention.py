@@ -56,7 +56,7 @@ class PositionAttention(nn.Module):
     at zero and is learnt, here as in ChannelAttention (Fu et al., CVPR 2019).
     """
 
-    def __init__(self, channels: int, pool: int = 2):
+    def __init__(self, channels: int, pool: int = 4):
         super().__init__()
         self.query, self.key = (nn.Conv2d(channels, max(1, channels // 8), 1) for _ in range(2))
         self.value = nn.Conv2d(channels, channels, 1)
@@ -228,7 +228,7 @@ recipe = Recipe(
         Component(
             "position attention",
             "implemented",
-            "every position hears all others, as means over 2 x 2 (the paper's: single positions) to spare time",
+            "every position hears all others, as means over 4 x 4 (the paper's: single positions) to spare time",
         ),
         Component("channel attention", "implemented", "channels in the place of positions"),
         Component(
