@@ -113,7 +113,12 @@ class InterScale(nn.Module):
     def forward(self, skip: Tensor, deep: Tensor) -> Tensor:
         deep = F.pixel_shuffle(self.expand(deep.movedim(1, -1)).movedim(-1, 1), 2)
         both = self.join(torch.cat([skip, deep[:, :, : skip.shape[2], : skip.shape[3]]], dim=1))
-        return both + both * self.point(self.far(self.near(both))) if self.interaction else both
+        if not self.interaction:
+            return both
+        near = self.near(both)
+        with torch.autocast(near.device.type, enabled=False):  # on CPUs its bfloat16 gradient is not the same twice
+            far = self.far(near.to(self.far.weight.dtype))
+        return both + both * self.point(far.to(both.dtype))
 
 
 class Overlapping(nn.Module):

@@ -123,6 +123,17 @@ def test_columns_are_rows_of_the_turned_map():
     assert torch.allclose(down(x.flatten(1, 2), (3, 4)).unflatten(1, (3, 4)), turned, atol=1e-6)
 
 
+@pytest.mark.component("scan orders")
+def test_a_mixer_is_a_gated_scan_in_its_order():
+    """Linear(scan(silu(half of Linear x)), put back, * silu(the other half))."""
+    mixer, x = ScanMixer(8, order="snake"), torch.randn(2, 12, 8)
+    first, gate = mixer.enter(x).split(8, dim=-1)
+    way = snake(3, 4)
+    scanned = torch.empty_like(first)
+    scanned[:, way] = mixer.scans[0](F.silu(first[:, way]))
+    assert torch.allclose(mixer(x, (3, 4)), mixer.leave(scanned * F.silu(gate)), atol=1e-6)
+
+
 @pytest.mark.component("S4, S5 and S6")
 def test_a_time_invariant_scan_is_a_selective_one_that_does_not_select():
     x, rate = torch.randn(2, 40, 6), -torch.rand(6, 3) - 0.1
