@@ -12,7 +12,7 @@ from medcook.recipes.recipe import Scale
 from medcook.tasks import Budget, Task
 
 CHANNELS = (8, 16, 32, 64, 64)
-"""Half the widths of chapter 02, as in chapter 04, so that sixteen architectures fit into an afternoon of two cores."""
+"""Half the widths of chapter 02, as in chapter 04, so that a dozen architectures fit into an afternoon of two cores."""
 
 BASELINE = Supervised(channels=CHANNELS)
 
@@ -64,6 +64,6 @@ class DeeplySupervised(Architecture):
 def scales(*arms: str) -> dict[str, Scale]:
     """{profile: Scale} of an architecture; at `full` three folds of the hearts, and `arms` if any are named."""
     return {
-        "quick": Scale(Task("embedded"), Budget(steps=40, batch=8, checks=2), replicates=1),
+        "quick": Scale(Task("embedded"), Budget(steps=30, batch=6, checks=2), replicates=1),
         "full": Scale(Task("acdc"), BUDGET, arms=arms or None),
     }
