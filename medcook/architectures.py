@@ -71,7 +71,7 @@ def cost_table(networks: Mapping[str, nn.Module], image: Tensor) -> pd.DataFrame
 
 def seen_figure(networks: Mapping[str, nn.Module], image: Tensor, pixel: tuple[int, int], credit: str) -> Figure:
     """The image with the pixel that is asked about, and for each network what its answer there depends on."""
-    figure, row = plots.panels(1, len(networks) + 1, size=(2.5 * (len(networks) + 1), 3.1))
+    figure, row = plots.panels(1, len(networks) + 1, size=(2.5 * (len(networks) + 1), 3.5))
     plots.show_slice(row[0], image[0, 0].numpy(), title="the pixel that is asked about")
     row[0].plot(pixel[1], pixel[0], "+", color=plots.PALETTE[1], markersize=14, markeredgewidth=2)
     for axes, (name, network) in zip(row[1:], networks.items(), strict=True):
