@@ -39,7 +39,7 @@ from medcook.evidence import evidence_frame
 from medcook.exercises import check
 from medcook.profiles import resolve_profile
 from medcook.recipes import find_recipe
-from medcook.recipes.architectures import _scan, m2snet, unetpp, wau
+from medcook.recipes.architectures import _scan, m2snet, pranet, unetpp, wau
 from medcook.training import fit
 
 profile = resolve_profile(PROFILE)
@@ -130,6 +130,18 @@ fine, coarse = torch.linspace(0, 1, 16).reshape(1, 1, 4, 4), torch.linspace(0, 1
 for sides in ((1,), (1, 3, 5)):
     apart = m2snet.compared(fine, coarse, sides)[0, 0]
     print(f"squares of {sides}:", [round(value, 3) for value in apart[0].tolist()])
+
+# %% [markdown]
+# **Attention that erases.** *PraNet* (Fan et al. 2020) draws a coarse map first, and then looks where that found
+# nothing: the features are multiplied by what the map leaves over, class by class, and what is seen there corrects it.
+
+# %%
+teaching.show_code(pranet.reverse, pranet.ReverseAttention)
+
+# %% tags=["nbval-check-output", "mechanism"]
+coarse_map = torch.tensor([[3.0, 0.0], [0.0, 1.0], [-1.0, 1.0]]).reshape(1, 3, 1, 2)
+for pixel, left in zip(["first", "second"], pranet.reverse(coarse_map)[0, :, 0].T, strict=True):
+    print(f"{pixel} pixel, left over for each class:", [round(value, 3) for value in left.tolist()])
 
 # %% [markdown]
 # **A scan in place of attention.** Attention compares every pixel with every other: twice the side, sixteen times the

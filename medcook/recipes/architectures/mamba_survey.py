@@ -85,12 +85,12 @@ class S4(nn.Module):
         super().__init__()
         self.step = nn.Parameter(first_steps(width))
         self.log_rate = nn.Parameter(torch.arange(1.0, states + 1).log().repeat(width, 1))
-        self.written, self.read = nn.Parameter(torch.ones(width, states)), nn.Parameter(torch.randn(width, states))
+        self.written, self.heard = nn.Parameter(torch.ones(width, states)), nn.Parameter(torch.randn(width, states))
         self.past = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
         delta, rate = F.softplus(self.step), -self.log_rate.exp()
-        return time_invariant_scan(x, delta, rate, self.written, self.read, self.past).to(x.dtype)
+        return time_invariant_scan(x, delta, rate, self.written, self.heard, self.past).to(x.dtype)
 
 
 class S5(nn.Module):
@@ -100,14 +100,14 @@ class S5(nn.Module):
         super().__init__()
         self.step = nn.Parameter(first_steps(states))
         self.log_rate = nn.Parameter(torch.arange(1.0, states + 1).log())
-        self.written, self.read = nn.Linear(width, states, bias=False), nn.Linear(states, width, bias=False)
+        self.written, self.heard = nn.Linear(width, states, bias=False), nn.Linear(states, width, bias=False)
         self.past = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
         delta = F.softplus(self.step)
         added = delta * self.written(x).float()
         states = Recurrence.apply(torch.exp(-delta * self.log_rate.exp()).expand_as(added), added)
-        return self.read(states.to(x.dtype)) + self.past * x
+        return self.heard(states.to(x.dtype)) + self.past * x
 
 
 class ScanMixer(nn.Module):

@@ -154,7 +154,7 @@ def test_s5_is_one_state_for_all_channels():
     delta = F.softplus(layer.step)
     for token in x.unbind(1):
         state = torch.exp(-delta * layer.log_rate.exp()) * state + delta * (token @ layer.written.weight.T)
-        wanted.append(state @ layer.read.weight.T + layer.past * token)
+        wanted.append(state @ layer.heard.weight.T + layer.past * token)
     assert torch.allclose(layer(x), torch.stack(wanted, dim=1), atol=1e-5)
 
 
