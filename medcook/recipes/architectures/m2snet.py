@@ -15,6 +15,7 @@ from medcook.data.case import IGNORE
 from medcook.losses import find_loss
 from medcook.methods import Batch, Moment
 from medcook.networks.unet import DoubleConv
+from medcook.recipes.architectures._blocks import resized
 from medcook.recipes.architectures._settings import BASELINE, CHANNELS, Architecture, scales
 from medcook.recipes.recipe import Arm, Component, Recipe
 
@@ -27,18 +28,13 @@ def box(x: Tensor, side: int) -> Tensor:
     return F.avg_pool2d(x, side, stride=1, padding=side // 2)
 
 
-def resized(x: Tensor, like: Tensor) -> Tensor:
-    """Bilinearly on the grid of another map."""
-    return F.interpolate(x, size=like.shape[2:], mode="bilinear", align_corners=False)
-
-
 def compared(fine: Tensor, coarse: Tensor, sides: tuple[int, ...] = SIDES, subtract: bool = True) -> Tensor:
     """Sum over the sides of |box(fine) - box(coarse)|, for maps (B, C, H, W) and (B, C, h, w): (B, C, H, W).
 
     Boxes are linear, so that the box of the difference is the difference of the boxes. Without `subtract` the two maps
     are added where they would be subtracted, and all else stays.
     """
-    coarse = resized(coarse, fine)
+    coarse = resized(coarse, fine.shape[2:])
     both = fine - coarse if subtract else fine + coarse
     return sum((box(both, side) if side > 1 else both).abs() for side in sides)
 
@@ -94,7 +90,7 @@ class SubtractionNet(nn.Module):
         apart = self.pyramid([reduce(level) for reduce, level in zip(self.reduce, levels, strict=True)])
         x = self.deepest(levels[-1])
         for block, found in zip(reversed(self.up), reversed(apart), strict=True):
-            x = block(resized(x, found) + found)
+            x = block(resized(x, found.shape[2:]) + found)
         return self.head(x)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from medcook.losses import find_loss
 from medcook.methods import Batch, Moment
 from medcook.networks.unet import DoubleConv
+from medcook.recipes.architectures._blocks import resized
 from medcook.recipes.architectures._settings import BASELINE, CHANNELS, Architecture, scales
 from medcook.recipes.recipe import Arm, Component, Recipe
 
@@ -42,11 +43,6 @@ def guidance(first: Stage, second: Stage) -> Tensor:
     codes = F.mse_loss(first.code.float(), second.code.float())
     rebuilt = sum(F.mse_loss(stage.decoded.float(), stage.entered.float()) for stage in (first, second))
     return SCALES * (0.25 * codes + 0.1 * rebuilt)
-
-
-def resized(x: Tensor, size: torch.Size) -> Tensor:
-    """Bilinear, to any height and width."""
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
 class PositionAttention(nn.Module):

@@ -12,13 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medcook.networks.unet import DoubleConv
+from medcook.recipes.architectures._blocks import resized
 from medcook.recipes.architectures._settings import BASELINE, CHANNELS, DeeplySupervised, scales
 from medcook.recipes.recipe import Arm, Component, Recipe
-
-
-def resized(x: Tensor, size: torch.Size) -> Tensor:
-    """Bilinear, to any height and width."""
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
 def reverse(logits: Tensor) -> Tensor:
