@@ -64,10 +64,10 @@ def _remembered(identity: list, make: Callable[[], dict[str, float]]) -> dict[st
 
 def fingerprint(method: Method) -> dict[str, float]:
     """{loss, dice} after 20 steps in float32 on one thread, rounded to 1e-3; never on a GPU, so that machines agree."""
-    from medcook.tasks import Task
+    from medcook.tasks import Task, VolumeTask
     from medcook.training import threads, validation_dice
 
-    task = Task("embedded", labelled=2)
+    task = (VolumeTask if method.axes == 3 else Task)("embedded", labelled=2)
     with threads(1):
         fitted = _short_run(method, task)
         dice = validation_dice(method, fitted.nets, first_case(task))

@@ -133,6 +133,15 @@ class Task:
         return {"kind": type(self).__name__, **asdict(self)}
 
 
+@dataclass(frozen=True)
+class VolumeTask(Task):
+    """Cases as volumes, also those of the embedded cohort, which the book prepares as slices."""
+
+    @cached_property
+    def preparation(self) -> Preparation:
+        return Preparation(size=(8, 64, 64)) if self.dataset == "embedded" else preparation_for(self.dataset)
+
+
 def own_data(folder: str) -> Task:
     """A task on your own folder of image and label pairs (see `medcook data show FOLDER`)."""
     return Task(f"folder:{folder}")

@@ -10,7 +10,7 @@ from medcook.data import IGNORE, open_dataset
 from medcook.data.manifests import load_manifest, manifest_names
 from medcook.errors import MedcookError
 from medcook.paths import cache_dir
-from medcook.tasks import Prepared, Samples, Task, _prepared, prepare, shared_dataset
+from medcook.tasks import Prepared, Samples, Task, VolumeTask, _prepared, prepare, shared_dataset
 
 COMMITTED = [name for name in manifest_names() if load_manifest(name).splits]
 
@@ -148,3 +148,8 @@ def test_classes_come_from_the_manifest():
 def test_no_patients_is_said():
     with pytest.raises(MedcookError, match="no cases"):
         prepare(shared_dataset("embedded"), Task("embedded").preparation, ())
+
+
+def test_the_embedded_cohort_as_volumes():
+    assert VolumeTask("embedded").preparation.dims == 3
+    assert VolumeTask("hippocampus").preparation.size == (32, 56, 40)

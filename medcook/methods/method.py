@@ -8,7 +8,7 @@ into every run.
 
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +69,9 @@ class Method:
 
     uses_unlabelled = False
     """Whether a step also gets unlabelled images; a class attribute, set by semi-supervised methods."""
+
+    axes: ClassVar[int | None] = None
+    """Axes of the images that it is for, 2 or 3; None: either."""
 
     def build(self, inputs: int, classes: int, dims: int) -> nn.ModuleDict:
         """The networks: `model` is trained, `average` follows it and predicts."""

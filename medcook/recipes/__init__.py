@@ -1,6 +1,10 @@
-"""One folder a chapter, one file a paper: the file of paper `a-b` is `<chapter>/a_b.py` and holds `recipe`."""
+"""One folder a chapter, one file a paper: the file of paper `a-b` is `<chapter>/a_b.py` and holds `recipe`.
+
+Between digits an underscore stands for a point: `study_2_5d.py` is `study-2.5d`.
+"""
 
 import importlib
+import re
 from functools import cache
 from pathlib import Path
 
@@ -13,7 +17,12 @@ def recipe_modules() -> dict[str, str]:
     """{paper id: module name}, from the file names alone: nothing is imported."""
     here = Path(__file__).parent
     files = sorted(path for path in here.glob("*/*.py") if not path.name.startswith("_"))
-    return {path.stem.replace("_", "-"): f"{__name__}.{path.parent.name}.{path.stem}" for path in files}
+    return {_paper(path.stem): f"{__name__}.{path.parent.name}.{path.stem}" for path in files}
+
+
+def _paper(stem: str) -> str:
+    """The id of the paper whose file has this name."""
+    return re.sub(r"(?<=\d)_(?=\d)", ".", stem).replace("_", "-")
 
 
 @cache

@@ -33,14 +33,17 @@ class Architecture(Supervised):
     network: str = "own"
     channels: tuple[int, ...] = CHANNELS
 
+    axes = 2
+
     def model(self, inputs: int, classes: int) -> nn.Module:
-        """A network from (B, inputs, H, W) to logits (B, classes, H, W)."""
+        """A network from (B, inputs, *size) to logits (B, classes, *size)."""
         raise NotImplementedError(f"{type(self).__name__}.model")
 
     def build(self, inputs: int, classes: int, dims: int) -> nn.ModuleDict:
-        """The recipe's network, and the average that follows it; slices alone."""
-        if dims != 2:
-            raise MedcookError(f"{type(self).__name__} is a network for slices.", "Choose a task in two dimensions.")
+        """The recipe's network, and the average that follows it; for images of `axes` dimensions alone."""
+        if dims != self.axes:
+            kind = {2: "slices", 3: "volumes"}[self.axes]
+            raise MedcookError(f"{type(self).__name__} is a network for {kind}.", f"Choose a task on {kind}.")
         model = self.model(inputs, classes)
         return nn.ModuleDict({"model": model, "average": deepcopy(model).requires_grad_(False)})
 

@@ -20,13 +20,12 @@ from medcook.recipes.sam_adaptation._volumes import (
     MILD,
     ClickedVolumes,
     PositionCode,
-    VolumeTask,
     click_rows,
     drawn,
     resized,
 )
 from medcook.sam import adapting
-from medcook.tasks import Budget
+from medcook.tasks import Budget, VolumeTask
 
 ZOOM = 2
 """Slices are enlarged so much for the stem, so that a token stands for 8 x 8 voxels."""

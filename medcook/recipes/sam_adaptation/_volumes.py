@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -15,22 +14,11 @@ from medcook.data import Case
 from medcook.data.transforms import Augment
 from medcook.evaluation import row
 from medcook.methods import Batch, Method, Moment
-from medcook.preparation import Preparation, preparation_for
 from medcook.sam.pretraining import mask_loss
 from medcook.sam.zero_shot import SMALLEST, dice
-from medcook.tasks import Task
 
 MILD = Augment(rotate=12, scale=0.12, shift=0.06, gamma=0.3, contrast=0.2, brightness=0.2, noise=0.1)
 """That of the book's 3D baseline: the volumes are cropped around the hippocampus and share one orientation."""
-
-
-@dataclass(frozen=True)
-class VolumeTask(Task):
-    """Cases as volumes, also those of the embedded cohort, which the book prepares as slices."""
-
-    @cached_property
-    def preparation(self) -> Preparation:
-        return Preparation(size=(8, 64, 64)) if self.dataset == "embedded" else preparation_for(self.dataset)
 
 
 def as_volumes(images: Tensor) -> Tensor:

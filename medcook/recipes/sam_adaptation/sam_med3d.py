@@ -26,7 +26,6 @@ from medcook.recipes.sam_adaptation._volumes import (
     ClickedVolumes,
     Mixed,
     PositionCode,
-    VolumeTask,
     as_volumes,
     asked_in,
     click_rows,
@@ -38,7 +37,7 @@ from medcook.sam.adapting import PromptedSam, fitted_in
 from medcook.sam.model import SIZE, Prompts
 from medcook.sam.predictor import encode, restore
 from medcook.sam.prompts import first_click
-from medcook.tasks import Budget
+from medcook.tasks import Budget, VolumeTask
 
 STRIDES = (2, 4, 8)
 """Voxels of a side that a cell of the stem's features stands for; the last is a token's."""

@@ -13,7 +13,6 @@ from medcook.recipes.sam_adaptation._volumes import (
     ClickedVolumes,
     Mixed,
     PositionCode,
-    VolumeTask,
     asked_in,
     click_rows,
     correction,
@@ -151,11 +150,6 @@ def test_position_codes_tell_cells_apart():
     assert grid.shape == (2, 3, 4, 32)
     torch.testing.assert_close(grid[1, 2, 3], codes(torch.tensor([0.75, 2.5 / 3, 3.5 / 4])))
     assert torch.cdist(grid.flatten(0, 2), grid.flatten(0, 2)).fill_diagonal_(9).min() > 0.1
-
-
-def test_the_embedded_cohort_as_volumes():
-    assert VolumeTask("embedded").preparation.dims == 3
-    assert VolumeTask("hippocampus").preparation.size == (32, 56, 40)
 
 
 def test_networks_of_two_and_three_dimensions_keep_their_memory_format():
