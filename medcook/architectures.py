@@ -84,12 +84,16 @@ def seen_figure(networks: Mapping[str, nn.Module], image: Tensor, pixel: tuple[i
 
 
 def gains_over(
-    summaries: Sequence[Summary], frames: Mapping[str, pd.DataFrame], networks: Mapping[str, nn.Module]
+    summaries: Sequence[Summary],
+    frames: Mapping[str, pd.DataFrame],
+    networks: Mapping[str, nn.Module],
+    size: tuple[int, ...] = SLICE,
 ) -> pd.DataFrame:
     """A row a paper: its method's Dice less its comparator's, with interval, p (raw, and after Holm over all rows), and
     the columns of `cost_table`, which are over the first of the networks.
 
     frames    {paper: per-case rows of its arms}; networks of {name: network} under the same names
+    size      sides of the image whose multiply-adds are counted
     """
     rows = []
     for summary in summaries:
@@ -98,7 +102,7 @@ def gains_over(
         rows.append({"paper": summary.paper, "gain": found.effect, "low": found.low, "high": found.high, "p": found.p})
     table = pd.DataFrame(rows).set_index("paper")
     table = table.assign(holm=statistics.holm(table["p"].to_numpy(dtype=float)))
-    return table.join(cost_table(networks, torch.zeros(1, 1, *SLICE)))
+    return table.join(cost_table(networks, torch.zeros(1, 1, *size)))
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:

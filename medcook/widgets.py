@@ -18,6 +18,7 @@ from medcook.few_shot.supports import support_view
 from medcook.film import Film, draw_frame, error_handles
 from medcook.handover import handover_view
 from medcook.plots import as_slices, show_slice
+from medcook.volumes import AXES, most_wrong, plane_view
 
 
 def slice_viewer(case: Case, manifest: Manifest, prediction: np.ndarray | None = None) -> widgets.VBox:
@@ -128,6 +129,21 @@ def seen_explorer(networks: Mapping[str, nn.Module], images: Tensor, credit: str
         return seen_figure({name: networks[name]}, images[number : number + 1], (row, column), credit)
 
     return live(draw, which, number, row, column)
+
+
+def plane_explorer(case: Case, answers: Mapping[str, np.ndarray], manifest: Manifest) -> widgets.VBox:
+    """Choose an answer, the axis across which to look, and a slice; see it beside the reference (see `plane_view`)."""
+    start = most_wrong(case, answers.values())
+    which = widgets.Dropdown(options=list(answers), description="answer")
+    axis = widgets.Dropdown(options=[(name, place) for place, name in enumerate(AXES)], description="across axis")
+    number = widgets.IntSlider(start[0], 0, case.label.shape[0] - 1, description="slice")
+
+    def limit(_=None) -> None:
+        number.max = case.label.shape[axis.value] - 1
+        number.value = start[axis.value]
+
+    axis.observe(limit, names="value")
+    return live(lambda name, a, k: plane_view(case, answers[name], a, k, manifest, name), which, axis, number)
 
 
 def live(draw: Callable[..., Figure], *controls: widgets.ValueWidget) -> widgets.VBox:
