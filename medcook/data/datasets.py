@@ -19,6 +19,7 @@ from medcook.paths import MANIFESTS
 READERS = {
     "acdc": "medcook.data.sets.acdc:Acdc",
     "bubil": "medcook.data.sets.bubil:Bubil",
+    "cads": "medcook.data.sets.cads:Cads",
     "chest_xray": "medcook.data.sets.chest_xray:ChestXray",
     "chexmask_u": "medcook.data.sets.chexmask_u:CheXmaskU",
     "decathlon": "medcook.data.sets.decathlon:Decathlon",
@@ -26,6 +27,7 @@ READERS = {
     "fairseg": "medcook.data.sets.fairseg:FairSeg",
     "kits21": "medcook.data.sets.kits21:Kits21",
     "openkbp": "medcook.data.sets.openkbp:OpenKbp",
+    "totalsegmentator": "medcook.data.sets.totalsegmentator:TotalSegmentator",
 }
 """The reader named in a manifest, and the class behind it (imported when first needed)."""
 

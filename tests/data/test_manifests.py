@@ -8,7 +8,10 @@ from medcook.data.manifests import load_manifest, manifest_names
 from medcook.errors import MedcookError
 from medcook.paths import MANIFESTS
 
-NAMES = ["acdc", "bubil", "chest_xray", "chexmask_u", "embedded", "fairseg", "hippocampus", "kits21", "openkbp"]
+NAMES = [
+    *("acdc", "bubil", "cads", "chest_xray", "chexmask_u", "embedded", "fairseg", "hippocampus", "kits21", "openkbp"),
+    "totalsegmentator",
+]
 
 
 def test_all_sets_are_there_and_the_decathlon_has_ten_tasks():

@@ -205,6 +205,19 @@ RECIPES = {
     "architectures/u_bench": [
         ("return 2 * quality * efficient / (quality + efficient)", "return (quality + efficient) / 2"),
     ],
+    "volumes/stu_net": [
+        ("+ self.shortcut(x))", ")"),
+        (
+            'own[name] if name.startswith("head.") else known[name]',
+            "known[name] if known[name].shape == own[name].shape else own[name]",
+        ),
+        (', mode="nearest")', ', mode="trilinear")'),
+    ],
+    "volumes/mpu_net": [
+        ("self.level(level) + self.below(below)", "self.level(level)"),
+        ("missed * (there - hits) + 1)", "missed * (found - hits) + 1)"),
+        ("matches.softmax(-1) @", "matches.softmax(-2) @"),
+    ],
     "fairness/fairseg": [
         ("return weights * self.seen.sum() / (weights * self.seen).sum()", "return weights"),
         ("bound[known].min() / bound) ** gamma", "bound[known].max() / bound) ** gamma"),

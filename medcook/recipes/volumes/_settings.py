@@ -1,4 +1,4 @@
-"""What the volume networks of chapter 09 share: hippocampi, budget, and a method that trains the network of a recipe."""
+"""What the volume networks of chapter 09 share: hippocampi, a budget, and a method that trains a recipe's network."""
 
 from dataclasses import dataclass, field
 
