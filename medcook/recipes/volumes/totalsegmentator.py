@@ -46,7 +46,7 @@ def standing(value: float, known: np.ndarray) -> float:
     """Where a value stands among known ones (N,): the share below it, ties half, scaled to mean 0 and variance 1."""
     if math.isnan(value):
         return math.nan
-    return math.sqrt(12) * (float((known < value).mean() + (known == value).mean()) - 0.5)
+    return math.sqrt(12) * (float((known < value).mean() + (known == value).mean() / 2) - 0.5)
 
 
 def age_of(case: Case) -> float | None:
