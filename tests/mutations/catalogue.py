@@ -213,6 +213,17 @@ RECIPES = {
         ),
         (', mode="nearest")', ', mode="trilinear")'),
     ],
+    "volumes/cads": [
+        (
+            "told, truth = (only | ~known)[:, 1:], only[:, 1:]",
+            "told, truth = torch.ones_like(known)[:, 1:], only[:, 1:]",
+        ),
+        ("among = probabilities * known", "among = probabilities"),
+    ],
+    "volumes/totalsegmentator": [
+        ("found = measures(case, fitted.predict(case), structures)", "found = measures(case, case.label, structures)"),
+        ("(known == value).mean() / 2", "(known == value).mean()"),
+    ],
     "volumes/mpu_net": [
         ("self.level(level) + self.below(below)", "self.level(level)"),
         ("missed * (there - hits) + 1)", "missed * (found - hits) + 1)"),
