@@ -128,6 +128,16 @@ CORE = {
         ("layer.momentum = 0.0", "pass"),
         ("if time < 0:", "if time < -1:"),
     ],
+    ("volumes.py", "test_volumes.py"): [
+        ("return second / first", "return first / second"),
+        ("end = min(number - there[0], there[-1] - number)", "end = number - there[0]"),
+    ],
+    ("data/sets/cads.py", "data/sets/test_cads.py"): [
+        ("groups[group] + np.uint8(first(group) - 1)", "groups[group]"),
+    ],
+    ("data/sets/totalsegmentator.py", "data/sets/test_totalsegmentator.py"): [
+        ('if row["split"] == part', 'if row["split"]'),
+    ],
     ("measures/calibration.py", "measures/test_calibration.py"): [
         ("np.abs(accuracy - confidence)", "(accuracy - confidence)")
     ],
