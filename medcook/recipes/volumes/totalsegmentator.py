@@ -199,8 +199,8 @@ recipe = Recipe(
             "correlation with age",
             "implemented",
             "by ranks among the training patients, the interval over patients; a network that does not see the image "
-            "is the zero. Nothing else that changes with age is adjusted for. That the areas drawn by experts fall with age "
-            "in these folds was seen before the claim was written",
+            "is the zero. Nothing else that changes with age is adjusted for. That areas drawn by experts fall with age in "
+            "these folds was seen before the claim was written",
         ),
         Component(
             "robust segmentation model",
