@@ -25,7 +25,6 @@ from medcook.methods import Batch, Moment
 from medcook.recipes.recipe import Arm, Component, Recipe, Scale
 from medcook.recipes.volumes._head_and_neck import BUDGET, LEFT_PAROTID, RIGHT_PAROTID, FocusTask
 from medcook.recipes.volumes._settings import BASELINE, QUICK, VolumeNetwork
-from medcook.recipes.volumes._slices import FLAT
 
 WIDTH = 24
 SIDE = 16
@@ -35,10 +34,9 @@ SCALES = (1.0, 2.0, 4.0, 8.0)
 CHUNK = 4096
 
 
-def in_plane(inputs: int, outputs: int, dilation: int = 1) -> list[nn.Module]:
-    """A 3 x 3 convolution of slices that are a volume each, one voxel deep, batch normalisation and a ReLU."""
-    away = (1, dilation, dilation)
-    convolution = nn.Conv3d(inputs, outputs, FLAT, padding=(0, dilation, dilation), dilation=away, bias=False)
+def in_plane(inputs: int, outputs: int, side: int = 3) -> list[nn.Module]:
+    """A convolution of slices that are a volume each, one voxel deep, batch normalisation and a ReLU."""
+    convolution = nn.Conv3d(inputs, outputs, (1, side, side), padding="same", bias=False)
     return [convolution, nn.BatchNorm3d(outputs), nn.ReLU(inplace=True)]
 
 
@@ -46,10 +44,7 @@ class Patches(nn.Sequential):
     """Slices (N, 1, H, W) to logits (N, classes, H, W): each pixel from the patch of 17 x 17 around it, and no more."""
 
     def __init__(self, classes: int):
-        layers, inputs = [], 1
-        for dilation in (1, 1, 2, 4):
-            layers += in_plane(inputs, WIDTH, dilation)
-            inputs = WIDTH
+        layers = [layer for inputs in (1, WIDTH, WIDTH, WIDTH) for layer in in_plane(inputs, WIDTH, side=5)]
         layers += [nn.Conv3d(WIDTH, 2 * WIDTH, 1), nn.ReLU(inplace=True), nn.Conv3d(2 * WIDTH, classes, 1)]
         super().__init__(*layers)
 

@@ -173,7 +173,7 @@ recipe = Recipe(
     compare=("h-denseunet", "unet"),
     ablation=("h-denseunet", "3d alone"),
     replicate="fold",
-    scales=scales("unet", "h-denseunet", "3d alone", "2d alone"),
+    scales=scales("unet", "h-denseunet", "3d alone"),
     source="the official code, github.com/xmengli/H-DenseUNet",
     components=(
         Component(

@@ -199,7 +199,7 @@ recipe = Recipe(
             "correlation with age",
             "implemented",
             "by ranks among the training patients, the interval over patients; a network that does not see the image "
-            "is the zero. Nothing else that changes with age is adjusted for. That areas drawn by experts fall with age in "
+            "is the zero. Nothing else that changes with age is adjusted for. That experts' areas fall with age in "
             "these folds was seen before the claim was written",
         ),
         Component(
