@@ -234,6 +234,18 @@ RECIPES = {
         ("found = measures(case, fitted.predict(case), structures)", "found = measures(case, case.label, structures)"),
         ("(known == value).mean() / 2", "(known == value).mean()"),
     ],
+    "volumes/study_2_5d": [
+        ("return views.mean(0).clamp_min(1e-12).log()", "return views[0].clamp_min(1e-12).log()"),
+        (
+            "super().features(neighbours(image, self.count))",
+            "super().features(neighbours(image, 1).repeat(1, self.count, 1, 1, 1))",
+        ),
+    ],
+    "volumes/h_denseunet": [
+        ("scores.float().softmax(1).to(volume.dtype)", "scores.to(volume.dtype)"),
+        ("self.fusion(self.inter(known) + within)", "self.fusion(self.inter(known))"),
+    ],
+    "volumes/_slices": [("(places + step).clamp(0, last)", "(places + step) % (last + 1)")],
     "volumes/mpu_net": [
         ("self.level(level) + self.below(below)", "self.level(level)"),
         ("missed * (there - hits) + 1)", "missed * (found - hits) + 1)"),
@@ -245,7 +257,7 @@ RECIPES = {
         ("said = said * factors", "said = said / factors"),
     ],
 }
-TESTED_BY = {"architectures/_scan": "lightm_unet"}
+TESTED_BY = {"architectures/_scan": "lightm_unet", "volumes/_slices": "study_2_5d"}
 """Whose tests notice, where these are not in a file of the same name."""
 
 

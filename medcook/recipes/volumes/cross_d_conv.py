@@ -163,7 +163,7 @@ class CrossD(VolumeNetwork):
         return CrossUNet(inputs=inputs, classes=classes, channels=self.channels, kernels=self.kernels)
 
     def training_step(self, nets: nn.ModuleDict, labelled: Batch, unlabelled: Batch | None, now: Moment) -> Tensor:
-        if True:
+        if now.fraction >= self.flat:
             return super().training_step(nets, labelled, unlabelled, now)
         slices, labels = labelled.images.transpose(1, 2).flatten(0, 1), labelled.labels.flatten(0, 1)
         return find_loss(self.loss)(nets["model"](slices).float(), labels)
