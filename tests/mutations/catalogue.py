@@ -246,6 +246,21 @@ RECIPES = {
         ("self.fusion(self.inter(known) + within)", "self.fusion(self.inter(known))"),
     ],
     "volumes/_slices": [("(places + step).clamp(0, last)", "(places + step) % (last + 1)")],
+    "volumes/d_former": [
+        (
+            "pairs = zip(sides, counts, strict=True) if dilated else zip(counts, sides, strict=True)",
+            "pairs = zip(counts, sides, strict=True)",
+        ),
+        ("seen = None if real.all() else real[:, None, None].repeat(batch, 1, 1, 1)", "seen = None"),
+        ("return x + self.convolution(x.float().movedim(-1, 1)).movedim(1, -1)", "return x"),
+    ],
+    "volumes/cross_d_conv": [
+        (
+            "return -angle * torch.linalg.cross(axis, torch.ones_like(axis))",
+            "return angle * torch.linalg.cross(axis, torch.ones_like(axis))",
+        ),
+        ("self.rotation(x)))[:, :, side // 2]", "self.rotation(x)))[:, :, 0]"),
+    ],
     "volumes/mpu_net": [
         ("self.level(level) + self.below(below)", "self.level(level)"),
         ("missed * (there - hits) + 1)", "missed * (found - hits) + 1)"),

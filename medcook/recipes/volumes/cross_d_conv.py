@@ -185,7 +185,7 @@ recipe = Recipe(
     expect="non-inferior",
     margin=0.01,
     replicate="fold",
-    scales=scales("unet", "cross-d", "without learned phases", "acs convolutions"),
+    scales=scales("unet", "cross-d", "without learned phases"),
     published={
         "volumes, mean of six sets, pre-trained on ImageNet": 0.535,
         "volumes, mean of six sets, pre-trained on ImageNet, ACS": 0.525,

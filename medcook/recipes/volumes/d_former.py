@@ -104,7 +104,7 @@ class PositionEncoding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            return x
+            return x + self.convolution(x.float().movedim(-1, 1)).movedim(1, -1)
 
 
 class DFormerBlock(nn.Sequential):
