@@ -73,7 +73,9 @@ class Attention(nn.Module):
         split = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).flatten(0, 1)
         queries, keys, values = split.permute(2, 0, 3, 1, 4)  # each (B * groups, heads, n, d)
         seen = None if real.all() else real[:, None, None].repeat(batch, 1, 1, 1)
-        told = F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen)
+        wide = (each.to(torch.promote_types(each.dtype, torch.float32)) for each in (queries, keys, values))
+        with torch.autocast(tokens.device.type, enabled=False):  # on a CPU its bfloat16 gradient takes thrice the time
+            told = F.scaled_dot_product_attention(*wide, attn_mask=seen)
         return self.proj(told.transpose(1, 2).flatten(2)).unflatten(0, (batch, groups))
 
 
