@@ -1,6 +1,6 @@
 """What chapter 09 looks at: a volume in three planes, what an answer sees of it, and where slices go wrong."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -77,9 +77,9 @@ def aspect(spacing: Sequence[float] | None, axis: int) -> float:
     return second / first
 
 
-def most_wrong(case: Case, answers: Iterable[np.ndarray]) -> tuple[int, int, int]:
-    """In each axis the slice in which answers differ most from the label, together."""
-    wrong = sum((answer != case.label).astype(int) for answer in answers)
+def most_wrong(case: Case, answers: Collection[np.ndarray]) -> tuple[int, int, int]:
+    """In each axis the slice in which answers differ most from the label, together; with none, that with most of it."""
+    wrong = sum((answer != case.label).astype(int) for answer in answers or [np.zeros_like(case.label)])
     return tuple(int(wrong.sum(axis=tuple({0, 1, 2} - {axis})).argmax()) for axis in range(3))
 
 

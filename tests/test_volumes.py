@@ -41,6 +41,7 @@ def test_the_slice_with_most_errors():
     answer[3, 5, 7:9] = 1
     answer[3, 9, 8] = 1
     assert volumes.most_wrong(case, [answer, case.label]) == (3, 5, 8)
+    assert volumes.most_wrong(case, []) == (8, 10, 6)  # the middle of the ball
 
 
 def test_jumps_of_a_box_are_its_faces():
