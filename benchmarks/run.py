@@ -1,12 +1,14 @@
-"""`python -m benchmarks.run`: speed and memory, measured here and reported; nothing is asserted.
+"""`python -m benchmarks.run [PART ...]`: speed and memory, measured here and reported; nothing is asserted.
 
 Writes benchmarks/results.json and the tables of benchmarks/README.md. Run it on a machine that does nothing
-else: the load that other work caused is recorded beside the numbers.
+else: the load that other work caused is recorded beside the numbers. With parts (training, methods, metrics, clicks,
+chapters) these alone are measured anew and the others kept: only where the machine is the same.
 """
 
 import json
 import os
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -41,17 +43,30 @@ BASELINES = ("unet-acdc", "unet-hippocampus")
 """Recipes whose training step is timed, in the size that they have at `full`; the tensors are made up."""
 
 
-def main() -> None:
-    results = {
-        "machine": machine(),
-        "training": [training(paper) for paper in BASELINES],
-        "methods": method_costs(),
-        "metrics": compare_metrics(),
-        "clicks": click_times(),
-        "chapters": chapters(),
+def main(words: list[str]) -> None:
+    parts = {
+        "training": lambda: [training(paper) for paper in BASELINES],
+        "methods": method_costs,
+        "metrics": compare_metrics,
+        "clicks": click_times,
+        "chapters": chapters,
     }
+    if unknown := set(words) - set(parts):
+        sys.exit(f"There is no part {sorted(unknown)[0]!r}. Known: {', '.join(parts)}.")
+    kept = json.loads((HERE / "results.json").read_text(encoding="utf-8")) if words else {}
+    found = {} if words else {"machine": machine()}
+    found |= {name: measure() for name, measure in parts.items() if name in (words or parts)}
+    if "chapters" in words:
+        found["chapters"] = merged(kept["chapters"], found["chapters"])
+    results = kept | found
     write_atomically(HERE / "results.json", json.dumps(results, indent=1) + "\n")
     put(report(results), BEGIN, END)
+
+
+def merged(kept: list[dict], found: list[dict]) -> list[dict]:
+    """Chapters' records, the new one where there are two, in the order of profile and chapter."""
+    both = {(one["profile"] != "quick", one["chapter"]): one for one in [*kept, *found]}
+    return [both[key] for key in sorted(both)]
 
 
 def machine() -> dict:
@@ -224,4 +239,4 @@ once that rests.
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

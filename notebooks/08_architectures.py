@@ -58,12 +58,18 @@ architectures.anatomy(
             "R2U-Net: recurrent convolutions",
             "Swin UNETR: shifted windows",
             "ParaTransCNN: two encoders",
+            "SWTR-Unet: attention on levels",
             "MK-UNet: three kernels at once",
             "LightM-UNet, xLSTM-UNet: scans",
         ],
         "skips": ["UNet++: dense", "M²SNet: differences", "MK-UNet: gated", "TransDAE: between scales"],
         "way up": ["WAU: window attention", "PraNet: reverse attention"],
-        "heads": ["UNet++: one a depth", "IS-Net: a teacher of features", "guided attention: two rounds"],
+        "heads": [
+            "UNet++: one a depth",
+            "IS-Net: a teacher of features",
+            "guided attention: two rounds",
+            "symbols: a sentence in between",
+        ],
     }
 )
 

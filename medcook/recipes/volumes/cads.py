@@ -170,7 +170,7 @@ recipe = Recipe(
     replicate="fold",
     scales={
         "quick": Scale(SourcesTask("embedded"), Budget(steps=30, batch=6, checks=2), replicates=1),
-        "full": Scale(SourcesTask("acdc"), BUDGET, arms=("as background", "completed", "not completed", "all labels")),
+        "full": Scale(SourcesTask("acdc"), BUDGET, arms=("as background", "completed", "not completed")),
     },
     source="arXiv 2507.22953 and the authors' code, github.com/murong-xu/CADS",
     components=(
