@@ -272,7 +272,18 @@ architectures.cost_figure(table, compared[0].dataset)
 architectures.readable(table)
 
 # %% [markdown]
-# **How to read it.** TO BE WRITTEN.
+# **How to read it.**
+#
+# - **Depth is worth something**: three views are 0.04 above one, and 3D is above 2D. But most of what three views gain
+#   over one network comes with three networks of the *same* plane, too. And on these small volumes three 2D networks
+#   are, in the mean, even above the 3D one: 3D is not always best, as the study says.
+# - **Cheap depth is worth little here**: neighbouring slices as channels, or attended to, add 0.01 or less.
+# - **What is built around depth is not missed**: 3D alone is no worse than 2D and 3D joined (H-DenseUNet).
+# - **A training that moves from slices to volumes can go wrong**: in one fold Cross-D Conv finds next to nothing. Its
+#   kernels and the statistics of its normalisation come from slices. The paper trains for days; what is shown is half a
+#   minute of each.
+# - **Size and age**: lungs as a network finds them on X-rays are smaller in older adults, as those that experts drew
+#   are. With a threshold in place of the network nothing of it is left.
 #
 # ## All papers of the chapter
 
