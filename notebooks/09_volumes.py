@@ -279,7 +279,7 @@ architectures.readable(table)
 #   are, in the mean, even above the 3D one: 3D is not always best, as the study says.
 # - **Cheap depth is worth little here**: neighbouring slices as channels, or attended to, add 0.01 or less.
 # - **What is built around depth is not missed**: 3D alone is no worse than 2D and 3D joined (H-DenseUNet).
-# - **A training that moves from slices to volumes can go wrong**: in one fold Cross-D Conv finds next to nothing. Its
+# - **A training that moves from slices to volumes can go wrong**: in one fold Cross-D Conv loses a structure. Its
 #   kernels and the statistics of its normalisation come from slices. The paper trains for days; what is shown is half a
 #   minute of each.
 # - **Size and age**: lungs as a network finds them on X-rays are smaller in older adults, as those that experts drew

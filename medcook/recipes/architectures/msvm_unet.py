@@ -80,6 +80,7 @@ class Block(nn.Module):
     """The visual state-space block, a map (B, H, W, width) to the same: a scan, then a small network, both residual.
 
     kernels  of the multi-scale convolution inside the small network; None: it sees each token alone, as in VMamba
+    grown    how many times wider the small network is inside
     """
 
     def __init__(self, width: int, kernels: tuple[int, ...] | None = None, *, grown: int = 4):
@@ -95,23 +96,23 @@ class Block(nn.Module):
 
 
 class Expand(nn.Module):
-    """The large-kernel patch expanding: a map (B, H, W, inputs) to (B, 2H, 2W, outputs).
+    """The large-kernel patch expanding: a map (B, H, W, inputs) to (B, times * H, times * W, outputs).
 
-    relu(norm(Linear x)) has four times `outputs` channels; a depthwise 3 x 3 convolution makes each of them see its
-    neighbours, and four channels become four pixels.
+    relu(norm(Linear x)) has times^2 as many channels as will be left; a depthwise 3 x 3 convolution makes each of them
+    see its neighbours, and groups of times^2 channels become squares of pixels.
     near  False: without the convolution, the patch expanding of other networks
     """
 
-    def __init__(self, inputs: int, outputs: int, *, near: bool = True):
+    def __init__(self, inputs: int, outputs: int, *, times: int = 2, near: bool = True):
         super().__init__()
-        grown = 4 * outputs
+        grown, self.times = times**2 * outputs, times
         self.grow, self.norm_grown = nn.Conv2d(inputs, grown, 1), nn.BatchNorm2d(grown)
         self.near = nn.Conv2d(grown, grown, 3, padding=1, groups=grown) if near else nn.Identity()
         self.norm = nn.LayerNorm(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.near(F.relu(self.norm_grown(self.grow(x.movedim(-1, 1)))))
-        return self.norm(F.pixel_shuffle(x, 2).movedim(1, -1))
+        return self.norm(F.pixel_shuffle(x, self.times).movedim(1, -1))
 
 
 class Halve(nn.Module):
@@ -126,7 +127,7 @@ class Halve(nn.Module):
 
 
 class MSVMUNet(nn.Module):
-    """(B, inputs, H, W) to logits (B, classes, H, W); tokens of 2 x 2 pixels, and every deeper level of twice as many.
+    """(B, inputs, H, W) to logits (B, classes, H, W); tokens of 4 x 4 pixels, at every deeper level of twice the side.
 
     widths  of the levels, finest first; depth  blocks of each level, on the way down and on the way up
     """
@@ -144,12 +145,13 @@ class MSVMUNet(nn.Module):
         super().__init__()
         blocks = lambda width, kernels=None: nn.Sequential(*(Block(width, kernels) for _ in range(depth)))  # noqa: E731
         pairs = list(zip(widths, widths[1:], strict=False))
-        self.halve = nn.ModuleList(Halve(i, o) for i, o in zip((inputs, *widths), widths, strict=False))
+        stem = nn.Sequential(Halve(inputs, widths[0] // 2), nn.GELU(), Halve(widths[0] // 2, widths[0]))
+        self.halve = nn.ModuleList([stem, *(Halve(skip, deep) for skip, deep in pairs)])
         self.down = nn.ModuleList(blocks(width) for width in widths)
         self.expand = nn.ModuleList(Expand(deep, skip, near=near) for skip, deep in pairs)
         self.join = nn.ModuleList(nn.Linear(2 * skip, skip) for skip, _ in pairs)
         self.up = nn.ModuleList(blocks(skip, kernels) for skip, _ in pairs)
-        self.last = Expand(widths[0], widths[0], near=near)
+        self.last = Expand(widths[0], widths[0], times=4, near=near)
         self.head = nn.Linear(widths[0], classes)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -173,7 +175,7 @@ class Msvm(Architecture):
     near     False: patch expanding without its convolution
     """
 
-    widths: tuple[int, ...] = (16, 32, 64, 128)
+    widths: tuple[int, ...] = (32, 64, 128)
     depth: int = 1
     kernels: tuple[int, ...] = KERNELS
     near: bool = True
@@ -222,14 +224,15 @@ recipe = Recipe(
         Component(
             "large-kernel patch expanding",
             "implemented",
-            "the last one doubles the sides, the paper's makes them four times as long",
+            "sides become twice as long between the levels, four times at the end; the convolution is depthwise and "
+            "3 x 3, as in the official code",
         ),
         Component(
             "VMamba encoder",
             "simplified",
-            "from scratch, the paper's is trained on ImageNet; one block a level, there 2, 2, 8 and 2, and widths from "
-            "16 to 128, there 96 to 768; tokens of 2 x 2 pixels of a slice of 128 x 128, there 4 x 4 of 224 x 224, "
-            "which makes nearly the same grid; no dropped paths",
+            "from scratch, the paper's is trained on ImageNet; three levels of one block, there four of 2, 2, 8 and 2, "
+            "and widths from 32 to 128, there 96 to 768; tokens of 4 x 4 pixels as there; the deepest grid is 8 x 8 "
+            "for a slice of 128 x 128, there 7 x 7 for 224 x 224; no dropped paths",
         ),
         Component("Synapse", "absent", "hearts alone; the paper has abdominal organs in CT as well"),
     ),

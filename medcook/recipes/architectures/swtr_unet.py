@@ -44,15 +44,14 @@ class SwtrUNet(UNet):
 
     def __init__(self, *, inputs: int, classes: int, channels: tuple[int, ...] = CHANNELS, levels: int = 3, **tokens):
         super().__init__(inputs=inputs, classes=classes, channels=channels)
-        pairs = zip((inputs, *channels), channels, strict=False)
-        self.down = nn.ModuleList(Residual(i, o, 2 if level else 1) for level, (i, o) in enumerate(pairs))
+        self.down = nn.ModuleList(Residual(i, o, 1) for i, o in zip((inputs, *channels), channels, strict=False))
         self.tokens = nn.ModuleList(Tokens(width, **tokens) for width in channels[-levels:])
 
     def encoded(self, image: Tensor) -> list[Tensor]:
         """The features of the residual encoder, finest first, each level half as fine as the one before."""
         levels = [self.down[0](image)]
         for block in self.down[1:]:
-            levels.append(block(levels[-1]))
+            levels.append(block(self.pool(levels[-1], 2)))
         return levels
 
     def features(self, image: Tensor) -> Tensor:
@@ -104,14 +103,14 @@ recipe = Recipe(
         "LiTS, Dice of the liver": 0.97,
         "LiTS, Dice of lesions": 0.79,
     },
-    source="the paper's abstract; we know of no official code, so that number, width and place of the blocks are our "
-    "reading",
+    source="the paper's abstract",
     components=(
         Component(
             "transformer blocks",
             "implemented",
             "a pair for each of the three deepest levels, the windows of the second shifted; 8 x 8 tokens with a "
-            "relative position bias; on a slice of 128 x 128 the deepest level is one window",
+            "relative position bias; on a slice of 128 x 128 the deepest level is one window; number, width and place "
+            "are our reading, for we know of no official code",
         ),
         Component(
             "U-Net decoder",
@@ -121,8 +120,9 @@ recipe = Recipe(
         Component(
             "pretrained ResNet",
             "simplified",
-            "one residual block for each level, from scratch, the first at full resolution; the one pretrained encoder "
-            "at hand, SqueezeNet, has no normalisation and would need a smaller learning rate than the other arms'",
+            "one residual block for each level, from scratch, the first at full resolution; pooling halves, not "
+            "strides; the one pretrained encoder at hand, SqueezeNet, has no normalisation and would need a smaller "
+            "learning rate than the other arms have",
         ),
         Component("liver and hepatic lesions", "absent", "hearts in MR; neither MR nor CT of livers is at hand"),
         Component("inter-observer variability", "absent", "a single expert's labels"),

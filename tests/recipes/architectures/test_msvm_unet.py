@@ -86,17 +86,27 @@ def test_every_pixel_hears_every_other():
 
 
 @pytest.mark.component("large-kernel patch expanding")
-def test_channels_become_pixels():
-    """Against a loop: pixel (2i + r, 2j + s) of channel c is channel 4c + 2r + s of pixel (i, j), normalised."""
-    layer, x = Expand(6, 3).eval(), image(1, 4, 5, 6)
+@pytest.mark.parametrize("times", [2, 4])
+def test_channels_become_pixels(times):
+    """Against a loop: pixel (t i + r, t j + s) of channel c is channel t^2 c + t r + s of pixel (i, j), normalised."""
+    layer, x = Expand(6, 3, times=times).eval(), image(1, 4, 5, 6)
     grown = layer.near(F.relu(layer.norm_grown(layer.grow(x.movedim(-1, 1)))))
     found = layer(x)
-    assert found.shape == (1, 8, 10, 3)
-    for i in range(8):
-        for j in range(10):
-            own = [4 * c + 2 * (i % 2) + j % 2 for c in range(3)]
-            wanted = F.layer_norm(grown[:, own, i // 2, j // 2], (3,))
+    assert found.shape == (1, 4 * times, 5 * times, 3)
+    for i in range(4 * times):
+        for j in range(5 * times):
+            own = [times**2 * c + times * (i % times) + j % times for c in range(3)]
+            wanted = F.layer_norm(grown[:, own, i // times, j // times], (3,))
             assert torch.allclose(found[:, i, j], wanted, atol=1e-5)
+
+
+@pytest.mark.component("large-kernel patch expanding")
+def test_the_last_one_brings_tokens_back_to_pixels():
+    network, sides = net(), []
+    for layer in (*network.expand, network.last):
+        layer.register_forward_hook(lambda _, inputs, output: sides.append((inputs[0].shape[1], output.shape[1])))
+    network(torch.randn(1, 1, 64, 64))
+    assert sides == [(4, 8), (8, 16), (16, 64)]
 
 
 @pytest.mark.component("large-kernel patch expanding")
