@@ -285,8 +285,8 @@ architectures.readable(table)
 # - **Larger is better, to a point**: twice as wide and twice as deep, STU-Net's blocks are above the chapter's U-Net.
 #   Made wider alone, for the same cost, they are nearly as good; the small one loses a structure in one fold.
 # - **Unknown is not background**: where each source draws one structure of the heart, to take the others for background
-#   ruins the network (0.18), and to leave them open nearly saves it (0.78; with all labels 0.84, chapter 08). Completing
-#   them by the network's own predictions harms here.
+#   ruins the network (0.18), and to leave them open nearly saves it (0.78; with all labels 0.84, chapter 08).
+#   Completing them by the network's own predictions harms here.
 # - **Size and age**: lungs as a network finds them on X-rays are smaller in older adults, as those that experts drew
 #   are. With a threshold in place of the network nothing of it is left.
 #

@@ -212,6 +212,24 @@ RECIPES = {
         ("states[:, c].addcmul_(passed[:, c], states[:, before, last, None])", "pass"),
         ("torch.mul(for_added[:, 1:], states[:, :-1], out=for_decay[:, 1:])", "pass"),
     ],
+    "architectures/msvm_unet": [
+        ("[(side - weight.shape[-1]) // 2] * 4", "[0, side - weight.shape[-1]] * 2"),
+        ("heard = heard + scan(tokens[:, way])[:, inverse(way)]", "heard = heard + scan(tokens[:, way])"),
+    ],
+    "architectures/swtr_unet": [
+        ("side // 2 if shift and number % 2 else 0", "side // 2 if shift else 0"),
+        (
+            "[tokens(level) for tokens, level in zip(self.tokens, levels[first:], strict=True)]",
+            "[level for tokens, level in zip(self.tokens, levels[first:], strict=True)]",
+        ),
+    ],
+    "architectures/symbolic_seg": [
+        ("heard = self.embedding(sentence[-1])", "pass"),
+        (
+            "return F.gumbel_softmax(logits, temperature, hard=True)",
+            "return F.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)",
+        ),
+    ],
     "architectures/u_bench": [
         ("return 2 * quality * efficient / (quality + efficient)", "return (quality + efficient) / 2"),
     ],
