@@ -21,8 +21,8 @@ DIMS = (16, 32, 64)
 class Residual(nn.Module):
     """The block of a ResNet of 18 or 34 layers (He et al., CVPR 2016): x + two convolutions, at `stride`.
 
-    With a stride, give it 16 channels or more: with 8, the gradient of its 1 x 1 convolution, in bfloat16 on a CPU, ends
-    the process on large maps (PyTorch 2.13).
+    With a stride, give it 16 channels or more: with 8, the gradient of its 1 x 1 convolution, in bfloat16 on a CPU,
+    ends the process on large maps (PyTorch 2.13).
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int):
