@@ -92,14 +92,20 @@ def draw_plane(axes, case: Case, label: np.ndarray | None, axis: int, number: in
 
 
 def planes_figure(case: Case, answers: Mapping[str, np.ndarray], manifest: Manifest) -> Figure:
-    """A row for each axis, across which one looks: reference and answers on the slice where they differ most."""
+    """For each axis a slice across it: a row with reference and answers where these differ most, or one row of them."""
     where, maps = most_wrong(case, answers.values()), {"reference": case.label, **answers}
-    figure, grid = plots.panels(3, len(maps), size=(2.3 * len(maps), 7.2), squeeze=False)
-    for axis, row in enumerate(grid):
-        for axes, (name, label) in zip(row, maps.items(), strict=True):
-            draw_plane(axes, case, label, axis, where[axis], name if axis == 0 else "")
-        height = f"across the {AXES[axis]} axis,\nslice {where[axis]}"
-        row[0].text(-0.06, 0.5, height, transform=row[0].transAxes, rotation=90, ha="right", va="center", fontsize=8)
+    heights = [f"across the {AXES[axis]} axis,\nslice {where[axis]}" for axis in range(3)]
+    if not answers:
+        figure, row = plots.panels(1, 3, size=(8.4, 3.6))
+        for axis, axes in enumerate(row):
+            draw_plane(axes, case, case.label, axis, where[axis], heights[axis])
+    else:
+        figure, grid = plots.panels(3, len(maps), size=(2.3 * len(maps), 7.2))
+        beside = {"rotation": 90, "ha": "right", "va": "center", "fontsize": 8}
+        for axis, row in enumerate(grid):
+            for axes, (name, label) in zip(row, maps.items(), strict=True):
+                draw_plane(axes, case, label, axis, where[axis], name if axis == 0 else "")
+            row[0].text(-0.06, 0.5, heights[axis], transform=row[0].transAxes, **beside)
     plots.structure_legend(figure, manifest.structures)
     return plots.credit(figure, manifest)
 

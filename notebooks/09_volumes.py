@@ -278,7 +278,8 @@ architectures.readable(table)
 #   over one network comes with three networks of the *same* plane, too. And on these small volumes three 2D networks
 #   are, in the mean, even above the 3D one: 3D is not always best, as the study says.
 # - **Cheap depth is worth little here**: neighbouring slices as channels, or attended to, add 0.01 or less.
-# - **What is built around depth is not missed**: 3D alone is no worse than 2D and 3D joined (H-DenseUNet).
+# - **What is built around depth is not missed**: 3D alone is no worse than 2D and 3D joined (H-DenseUNet), and MPU-Net
+#   without its attention as good as with it.
 # - **A training that moves from slices to volumes can go wrong**: in one fold Cross-D Conv loses a structure. Its
 #   kernels and the statistics of its normalisation come from slices. The paper trains for days; what is shown is half a
 #   minute of each.

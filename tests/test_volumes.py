@@ -96,6 +96,8 @@ def test_figures_are_drawn():
     assert len(volumes.sights_figure({"one slice": "2D"}).axes) == len(volumes.SIGHTS)
     grid = volumes.planes_figure(case, {"a": case.label, "b": case.label * 0}, MANIFEST)
     assert len(grid.axes) == 9 and grid.axes[0].get_aspect() == 1.5
+    alone = volumes.planes_figure(case, {}, MANIFEST)
+    assert [axes.get_aspect() for axes in alone.axes] == [1.5, 3.0, 2.0]
     view = volumes.plane_view(case, case.label, 2, 99, MANIFEST, "a")
     assert "slice 11" in view.axes[0].get_title()
 

@@ -279,6 +279,18 @@ RECIPES = {
         ),
         ("self.rotation(x)))[:, :, side // 2]", "self.rotation(x)))[:, :, 0]"),
     ],
+    "volumes/mediastinal_ln": [
+        ("margin = images.shape[-1], (thickness - stride) // 2", "margin = images.shape[-1], 0"),
+        ("return probabilities.mean(0)", "return probabilities[0]"),
+    ],
+    "volumes/_head_and_neck": [
+        ("organs = ((case.label > 0) & (label == 0)).astype(np.uint8)", "organs = (case.label > 0).astype(np.uint8)"),
+    ],
+    "volumes/deeporgan": [
+        ("density = logits.detach().softmax(1)", "density = logits.softmax(1)"),
+        (".softmax(2).mean(0)", ".softmax(2)[0]"),
+        ("/ SIDE * scale", "/ SIDE"),
+    ],
     "volumes/mpu_net": [
         ("self.level(level) + self.below(below)", "self.level(level)"),
         ("missed * (there - hits) + 1)", "missed * (found - hits) + 1)"),
@@ -290,7 +302,11 @@ RECIPES = {
         ("said = said * factors", "said = said / factors"),
     ],
 }
-TESTED_BY = {"architectures/_scan": "lightm_unet", "volumes/_slices": "study_2_5d"}
+TESTED_BY = {
+    "architectures/_scan": "lightm_unet",
+    "volumes/_slices": "study_2_5d",
+    "volumes/_head_and_neck": "mediastinal_ln",
+}
 """Whose tests notice, where these are not in a file of the same name."""
 
 
