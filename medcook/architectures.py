@@ -1,6 +1,7 @@
 """What chapter 08 looks at besides Dice: which pixels a network sees, what it costs, and where variants differ."""
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 
 import numpy as np
 import pandas as pd
@@ -51,7 +52,7 @@ def reach(field: Tensor, row: int, column: int, share: float = 0.95) -> float:
 def multiply_adds(network: nn.Module, image: Tensor) -> int:
     """Multiplications that a forward pass of `image` (B, C, H, W) takes, counted by PyTorch in convolutions, matrix
     products and attention; what is element-wise is not counted."""
-    network.eval()
+    network = deepcopy(network).requires_grad_(False).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(image)
     return counter.get_total_flops() // 2

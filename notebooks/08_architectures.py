@@ -259,8 +259,9 @@ architectures.readable(table)
 #   ask for lower rates and many more steps; their papers give them hours, and often weights from ImageNet. What a table
 #   shows is an idea *and* a recipe. Where only the new network was tuned, it has this very fault the other way round.
 # - The circles do not suffer from that: both networks of a pair are equally foreign to the recipe. There, three kernels
-#   instead of one help MK-UNet. Erased features, window attention, a second encoder and features of the label map are
-#   not missed when they are gone; dense skips, channel attention and the memory of the xLSTM do harm in so few steps.
+#   instead of one help MK-UNet. Erased features, window attention, a second encoder, features of the label map,
+#   recurrence, shifted windows and a sentence of symbols are not missed when they are gone; dense skips, channel
+#   attention, subtraction and the memory of the xLSTM do harm in so few steps.
 # - One claim is supported: with a selective scan in place of self-attention, in the same U-Net, Dice is not lower (the
 #   survey of Mamba; its comparator is the network with attention).
 # - The longest bar is a failure, not a trend: in one fold LightM-UNet hardly finds the right ventricle (its misses are

@@ -61,6 +61,21 @@ def test_multiply_adds_of_a_convolution_and_an_attention():
     assert architectures.multiply_adds(Attention(), image) == 2 * 120**2 * 3
 
 
+def test_counting_leaves_the_network_as_it_was_and_takes_parameters_for_inputs():
+    class Said(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.start, self.cell = nn.Parameter(torch.zeros(4)), nn.LSTMCell(4, 4)
+
+        def forward(self, x):
+            state = x.mean((2, 3))
+            return self.cell(self.start.expand_as(state), (state, state))[0]
+
+    network = Said().train()
+    assert architectures.multiply_adds(network, torch.zeros(1, 4, 8, 8)) == 2 * 4 * 16
+    assert network.training and all(parameter.requires_grad for parameter in network.parameters())
+
+
 def test_costs_are_over_the_first_network():
     networks = {"narrow": nn.Conv2d(1, 2, 3, padding=1), "wide": nn.Conv2d(1, 6, 3, padding=1)}
     table = architectures.cost_table(networks, torch.zeros(1, 1, 8, 8))
