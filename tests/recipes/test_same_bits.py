@@ -13,7 +13,9 @@ METHODS = {
     f"{name}-{arm}": recipe.arms[arm].method
     for name, recipe in all_recipes().items()
     for arm in recipe.arms_at("full")
-    if isinstance(recipe.arms[arm].method, Architecture) and name != "u-bench"
+    if isinstance(recipe.arms[arm].method, Architecture)
+    and recipe.scales["full"].task.dataset in ("acdc", "hippocampus")
+    and name != "u-bench"
 }
 SIZES = {2: ((128, 128), torch.channels_last), 3: ((32, 56, 40), torch.channels_last_3d)}
 """Of hearts and hippocampi as they are prepared, by the number of axes."""
