@@ -23,9 +23,6 @@ from medcook.recipes.volumes.cross_d_conv import (
 )
 
 SMALL = (4, 6, 8, 8)
-PHASE = pytest.mark.component("learned phase shift in the Fourier domain")
-MOVE = pytest.mark.component("weights move between 2D and 3D")
-ACS = pytest.mark.component("comparison with ACS convolutions")
 FLAT, SOLID = Moment(0, 10), Moment(9, 10)
 
 
@@ -38,7 +35,7 @@ def some(side: int = 16) -> Batch:
     return Batch(torch.randn(2, 1, 8, side, side), torch.randint(0, 3, (2, 8, side, side)).byte())
 
 
-@PHASE
+@pytest.mark.component("learned phase shift in the Fourier domain")
 def test_whole_shifts_roll_and_others_interpolate():
     """Between the voxels: the trigonometric polynomial through them, evaluated voxel by voxel."""
     kernels, shifts = torch.randn(2, 3, 3, 3), torch.tensor([[1.0, 0, -1], [0.3, -0.8, 1.2]])
@@ -53,7 +50,7 @@ def test_whole_shifts_roll_and_others_interpolate():
         assert torch.allclose(between[:, *to], wanted, atol=1e-5)
 
 
-@PHASE
+@pytest.mark.component("learned phase shift in the Fourier domain")
 def test_the_shift_is_that_of_rotated_frequencies():
     """The paper's phases, of R = I + angle K, but for its constant shift by one voxel."""
     axis, angle = F.normalize(torch.randn(4, 3), dim=1), torch.rand(4, 1) - 0.5
@@ -67,7 +64,7 @@ def test_the_shift_is_that_of_rotated_frequencies():
         assert torch.allclose(found, moved.roll((-1, -1, -1), (1, 2, 3)), atol=1e-5)
 
 
-@PHASE
+@pytest.mark.component("learned phase shift in the Fourier domain")
 def test_a_rotation_is_predicted_from_the_strongest_pixels():
     rotation, x = Rotation(3).eval(), 5 * torch.randn(2, 3, 6, 7)
     axis, angle = rotation(x)
@@ -79,7 +76,7 @@ def test_a_rotation_is_predicted_from_the_strongest_pixels():
     assert not torch.allclose(axis[0], axis[1]) and not torch.allclose(angle[0], angle[1])
 
 
-@PHASE
+@pytest.mark.component("learned phase shift in the Fourier domain")
 def test_every_slice_is_convolved_with_the_middle_plane_of_its_own_kernels():
     convolution, slices = CrossConv(3, 5, 3).eval(), 3 * torch.randn(4, 3, 6, 7)
     found = convolution(slices)
@@ -88,7 +85,7 @@ def test_every_slice_is_convolved_with_the_middle_plane_of_its_own_kernels():
         assert torch.allclose(output, F.conv2d(one[None], kernel[:, :, 1], padding=1)[0], atol=1e-5)
 
 
-@PHASE
+@pytest.mark.component("learned phase shift in the Fourier domain")
 @pytest.mark.parametrize("phases", [True, False])
 def test_slices_train_all_planes_only_with_phases(phases):
     convolution = CrossConv(3, 4, 3, phases=phases)
@@ -97,7 +94,7 @@ def test_slices_train_all_planes_only_with_phases(phases):
     assert trained.tolist() == [phases, True, phases]
 
 
-@MOVE
+@pytest.mark.component("weights move between 2D and 3D")
 def test_in_a_volume_it_is_the_plain_network():
     network, plain = net(), UNet(inputs=1, classes=3, channels=SMALL, dims=3)
     network(torch.randn(3, 1, 16, 16))  # moves the statistics of the normalisation too
@@ -108,7 +105,7 @@ def test_in_a_volume_it_is_the_plain_network():
     assert torch.equal(plain.eval()(volume), network.eval()(volume))
 
 
-@MOVE
+@pytest.mark.component("weights move between 2D and 3D")
 def test_a_two_dimensional_network_takes_the_middle_planes():
     network, plain = net("fixed"), UNet(inputs=1, classes=3, channels=SMALL, dims=2)
     network(torch.randn(1, 1, 8, 16, 16))
@@ -118,7 +115,7 @@ def test_a_two_dimensional_network_takes_the_middle_planes():
     assert torch.allclose(plain.eval()(slices), network.eval()(slices), atol=1e-6)
 
 
-@MOVE
+@pytest.mark.component("weights move between 2D and 3D")
 @pytest.mark.parametrize("kernels", ["shifted", "fixed", "acs"])
 def test_there_and_back_nothing_is_lost(kernels):
     """What a step on slices has learnt is used in volumes, and a look at volumes changes nothing on slices."""
@@ -132,7 +129,7 @@ def test_there_and_back_nothing_is_lost(kernels):
     assert not torch.allclose(network(volume), before[1], atol=1e-4)
 
 
-@ACS
+@pytest.mark.component("comparison with ACS convolutions")
 def test_a_third_of_the_outputs_looks_along_each_axis():
     convolution, volume = AcsConv(2, 7, 3, bias=True), torch.randn(1, 2, 5, 6, 7)
     found = convolution(volume)

@@ -20,9 +20,8 @@ from medcook.recipes.volumes.d_former import (
 )
 
 SIZES = [(8, 8, 4), (5, 6, 9), (1, 7, 4), (3, 3, 3)]
-LOCAL = pytest.mark.component("local scope attention")
-GLOBAL = pytest.mark.component("dilated global attention")
-SCOPES = [pytest.param(False, marks=LOCAL), pytest.param(True, marks=GLOBAL)]
+SCOPES = [False, True]
+"""Whether attention is dilated: the global scope; else it is the local one."""
 
 
 def net(**settings) -> DFormer:
@@ -56,7 +55,7 @@ def test_attention_is_that_among_all_tokens_with_other_groups_masked(size, dilat
     assert torch.allclose(attention(x), wanted, atol=1e-10)
 
 
-@LOCAL
+@pytest.mark.component("local scope attention")
 def test_local_attention_does_not_cross_windows():
     attention, x = Attention(4, 1, 4, False), torch.randn(1, 8, 8, 8, 4, requires_grad=True)
     (gradient,) = torch.autograd.grad(attention(x)[0, 1, 6, 2].square().sum(), x)
@@ -64,7 +63,7 @@ def test_local_attention_does_not_cross_windows():
     assert seen[:4, 4:, :4].all() and seen.sum() == 64
 
 
-@GLOBAL
+@pytest.mark.component("dilated global attention")
 def test_dilated_attention_reaches_over_the_whole_volume_at_the_cost_of_a_window():
     attention, x = Attention(4, 1, 4, True), torch.randn(1, 8, 12, 4, 4, requires_grad=True)
     (gradient,) = torch.autograd.grad(attention(x)[0, 3, 7, 2].square().sum(), x)
@@ -80,7 +79,7 @@ def test_groups_are_joined_again(dilated):
     assert torch.equal(joined(groups, (4, 3, 4), (8, 6, 4), dilated), x)
 
 
-@GLOBAL
+@pytest.mark.component("dilated global attention")
 def test_local_and_global_scopes_alternate():
     def scopes(block):
         return [module.dilated for module in block.modules() if isinstance(module, Attention)]
