@@ -250,16 +250,17 @@ teaching.verdict_table("study-2.5d")
 
 # %%
 summaries = [teaching.need_summary(paper) for paper in ids]
-comparison.forest([one for one in summaries if one.metric == "dice"])
+in_dice = [one for one in summaries if one.metric == "dice"]
+comparison.forest(in_dice)
 
 # %%
-print(comparison.tally(summaries))
+print(comparison.tally(in_dice))
 
 # %% [markdown]
 # And what does it cost?
 
 # %% tags=["cover"]
-compared = [one for one in summaries if one.comparison.b == "unet"]
+compared = [one for one in in_dice if one.comparison.b == "unet"]
 frames = {one.paper: evidence_frame(one.paper, "full") for one in compared}
 unet = {"unet": study.arms["3d"].method.build(1, 3, 3)["model"]}
 built = unet | {
