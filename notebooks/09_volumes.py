@@ -20,7 +20,7 @@
 # | profile | data | minutes on 2 cores | memory |
 # |---|---|---|---|
 # | `quick` | simulated brains that ship with the book, no network | 1 | under 1 GB |
-# | `full` | 208 hippocampi (Decathlon Task04), three folds; nine head-and-neck CTs | about 5 | 2 GB |
+# | `full` | hippocampi (Decathlon Task04), three folds; hearts and chest X-rays for a paper each | about 5 | 2 GB |
 #
 # What you see on the web was made by `full`. **Expect** that depth is worth something, and that how a network comes to
 # see it matters less than that it does.
@@ -282,8 +282,8 @@ architectures.readable(table)
 # - **What is built around depth is not missed**: 3D alone is no worse than 2D and 3D joined (H-DenseUNet), and MPU-Net
 #   without its attention as good as with it.
 # - **A training that moves from slices to volumes can go wrong**: in one fold Cross-D Conv loses a structure. Its
-#   kernels and the statistics of its normalisation come from slices. The paper trains for days; what is shown is half a
-#   minute of each.
+#   kernels and the statistics of its normalisation come from slices, and half of a short run is all that is left to
+#   change them.
 # - **Larger is better, to a point**: twice as wide and twice as deep, STU-Net's blocks are above the chapter's U-Net.
 #   Made wider alone, for the same cost, they are nearly as good; the small one loses a structure in one fold.
 # - **Unknown is not background**: where each source draws one structure of the heart, to take the others for background

@@ -1,23 +1,16 @@
 """The hints of chapter 03's exercises: each typical mistake is told what is wrong with it."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from scipy import ndimage
+from solved import solver
 
 from medcook.exercises import check, exercise_names
 from medcook.sam.prompts import Prompt
 from medcook.sam.prompts import next_click as book_click
 
-SOLUTIONS = Path(__file__).parent / "solutions" / "03_sam_adaptation"
+solution = solver("03_sam_adaptation")
 NAMES = ["low_rank", "next_click", "rescaled"]
-
-
-def solution(name: str):
-    space = {"np": np, "ndimage": ndimage}
-    exec((SOLUTIONS / f"{name}.py").read_text(encoding="utf-8"), space)
-    return space[name]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,19 +1,12 @@
 """The hints of chapter 04's exercises: each typical mistake is told what is wrong with it."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
+from solved import solver
 
 from medcook.exercises import check, exercise_names
 
-SOLUTIONS = Path(__file__).parent / "solutions" / "04_semi_supervised"
-
-
-def solution(name: str):
-    space = {"np": np}
-    exec((SOLUTIONS / f"{name}.py").read_text(encoding="utf-8"), space)
-    return space[name]
+solution = solver("04_semi_supervised")
 
 
 @pytest.mark.parametrize("name", ["ema_after", "copy_paste", "pseudo_gain"])

@@ -1,22 +1,15 @@
 """The hints of chapter 06's exercises: each typical mistake is told what is wrong with it."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
+from solved import solver
 
 from medcook.exercises import check, exercise_names
 from medcook.measures.calibration import expected_calibration_error
 from medcook.measures.conformal import choose_lambda
 from medcook.measures.disagreement import energy_distance
 
-SOLUTIONS = Path(__file__).parent / "solutions" / "06_uncertainty"
-
-
-def solution(name: str):
-    space = {"np": np}
-    exec((SOLUTIONS / f"{name}.py").read_text(encoding="utf-8"), space)
-    return space[name]
+solution = solver("06_uncertainty")
 
 
 @pytest.mark.parametrize("name", ["calibration_error", "sets_apart", "promise"])

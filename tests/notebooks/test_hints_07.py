@@ -1,23 +1,16 @@
 """The hints of chapter 07's exercises: each typical mistake is told what is wrong with it."""
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
+from solved import solver
 
 from medcook import pooled
 from medcook.exercises import check, exercise_names
 from medcook.measures.fairness import gap_test
 
-SOLUTIONS = Path(__file__).parent / "solutions" / "07_fairness"
+solution = solver("07_fairness")
 NAMES = ["equity_scaled", "permutation_p", "shortcut_drop"]
-
-
-def solution(name: str):
-    space = {"np": np}
-    exec((SOLUTIONS / f"{name}.py").read_text(encoding="utf-8"), space)
-    return space[name]
 
 
 @pytest.mark.parametrize("name", NAMES)

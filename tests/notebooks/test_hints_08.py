@@ -1,24 +1,17 @@
 """The hints of chapter 08's exercises: each typical mistake is told what is wrong with it."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from solved import solver
 from torch import nn
 
 from medcook.architectures import seen_by
 from medcook.exercises import check, exercise_names
 from medcook.recipes.architectures import wau
 
-SOLUTIONS = Path(__file__).parent / "solutions" / "08_architectures"
+solution = solver("08_architectures")
 NAMES = ["receptive_field", "windows", "combine"]
-
-
-def solution(name: str):
-    space = {"np": np}
-    exec((SOLUTIONS / f"{name}.py").read_text(encoding="utf-8"), space)
-    return space[name]
 
 
 @pytest.mark.parametrize("name", NAMES)

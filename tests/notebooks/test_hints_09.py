@@ -1,20 +1,13 @@
 """The hints of chapter 09's exercises: each typical mistake is told what is wrong with it."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
+from solved import solver
 
 from medcook.exercises import check, exercise_names
 
-SOLUTIONS = Path(__file__).parent / "solutions" / "09_volumes"
+solution = solver("09_volumes")
 NAMES = ["slabs", "stitch", "shifted"]
-
-
-def solution(name: str):
-    space = {"np": np}
-    exec((SOLUTIONS / f"{name}.py").read_text(encoding="utf-8"), space)
-    return space[name]
 
 
 @pytest.mark.parametrize("name", NAMES)
