@@ -17,6 +17,7 @@ from medcook.fair_figures import threshold_view
 from medcook.few_shot.supports import support_view
 from medcook.film import Film, draw_frame, error_handles
 from medcook.handover import handover_view
+from medcook.imperfect_figures import noise_view
 from medcook.plots import as_slices, show_slice
 from medcook.volumes import AXES, most_wrong, plane_view
 
@@ -144,6 +145,14 @@ def plane_explorer(case: Case, answers: Mapping[str, np.ndarray], manifest: Mani
 
     axis.observe(limit, names="value")
     return live(lambda name, a, k: plane_view(case, answers[name], a, k, manifest, name), which, axis, number)
+
+
+def noise_explorer(image: np.ndarray, label: np.ndarray, manifest: Manifest) -> widgets.VBox:
+    """Choose a kind of mistake and how much of it, and see what becomes of a label (H, W) (see `noise_view`)."""
+    kind = widgets.Dropdown(options=["borders", "regions"], description="mistakes")
+    amount = widgets.FloatSlider(0.3, min=0, max=0.8, step=0.05, description="amount")
+    draw = widgets.IntSlider(0, 0, 9, description="annotator")
+    return live(lambda how, much, who: noise_view(image, label, how, much, who, manifest), kind, amount, draw)
 
 
 def live(draw: Callable[..., Figure], *controls: widgets.ValueWidget) -> widgets.VBox:
