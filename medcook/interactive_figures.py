@@ -11,7 +11,7 @@ from torch import Tensor
 
 from medcook import plots, statistics
 from medcook.data import Case
-from medcook.interactive import BESIDE, COUNTS, MEANT, Guided, careful_click, gaussians, no_marks
+from medcook.interactive import BESIDE, COUNTS, MEANT, Guided, InteractiveTask, careful_click, gaussians, no_marks
 from medcook.sam.predictor import Answer
 from medcook.sam.prompts import Prompt
 from medcook.sam.zero_shot import Target
@@ -66,9 +66,8 @@ def marked(prompt: Prompt, shape: tuple[int, int]) -> Tensor:
     return marks
 
 
-def prepared_targets(fitted: Fitted, case: Case) -> dict[str, Target]:
+def prepared_targets(task: InteractiveTask, case: Case) -> dict[str, Target]:
     """{structure: target} of a case of slices, as prepared: each on the slice that shows most of it."""
-    task = fitted.task
     images, labels = task.preparation.images(case)[:, 0].numpy(), task.preparation.labels(case).numpy()
     found = {}
     for value, name in task.targets.items():
