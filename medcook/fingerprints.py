@@ -67,7 +67,7 @@ def fingerprint(method: Method) -> dict[str, float]:
     from medcook.tasks import Task, VolumeTask
     from medcook.training import threads, validation_dice
 
-    task = (VolumeTask if method.axes == 3 else Task)("embedded", labelled=2)
+    task = method.trial or (VolumeTask if method.axes == 3 else Task)("embedded", labelled=2)
     with threads(1):
         fitted = _short_run(method, task)
         dice = validation_dice(method, fitted.nets, first_case(task))

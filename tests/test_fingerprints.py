@@ -9,6 +9,7 @@ from types import ModuleType
 import pytest
 
 from medcook import fingerprints
+from medcook.cohorts import RaterTask
 from medcook.fingerprints import agree, behaviour, fingerprint, source_hash
 from medcook.methods import Supervised
 
@@ -60,6 +61,29 @@ class Semi(Shrinking):
     uses_unlabelled = True
 
 
+class OfOneRater(Supervised):
+    """Learns from the second rater, where there are raters."""
+
+    rater = 1
+
+    def training_step(self, nets, labelled, unlabelled, step):
+        if labelled.raters is not None:
+            labelled = labelled._replace(labels=labelled.raters[:, self.rater])
+        return super().training_step(nets, labelled, unlabelled, step)
+
+
+class OfRaters(OfOneRater):
+    """The same, and its trial has raters."""
+
+    trial = RaterTask("embedded", labelled=2)
+
+
+class OfAnother(OfRaters):
+    """The third rater."""
+
+    rater = 2
+
+
 CHANGED = {
     "loss": replace(METHOD, loss="dice"),
     "rate": replace(METHOD, rate=1e-3),
@@ -72,6 +96,12 @@ CHANGED = {
 @pytest.mark.parametrize("method", CHANGED.values(), ids=CHANGED)
 def test_a_changed_mechanism_moves_it(method, reference):
     assert not agree(fingerprint(method), reference)
+
+
+def test_what_only_its_own_trial_shows_moves_it_too(reference):
+    plain, second, third = (fingerprint(kind(channels=(4, 8))) for kind in (OfOneRater, OfRaters, OfAnother))
+    assert agree(plain, reference)
+    assert not agree(second, reference) and not agree(third, second)
 
 
 def test_it_is_computed_once(counted, tmp_path):

@@ -73,6 +73,10 @@ class Method:
     axes: ClassVar[int | None] = None
     """Axes of the images that it is for, 2 or 3; None: either."""
 
+    trial: ClassVar[object | None] = None
+    """A small task on the embedded cohort that hands out what the method needs (raters, groups), where a plain one does
+    not: on it `medcook.fingerprints` finds out how the method behaves."""
+
     def build(self, inputs: int, classes: int, dims: int) -> nn.ModuleDict:
         """The networks: `model` is trained, `average` follows it and predicts."""
         model = build_network(self.network, inputs=inputs, classes=classes, channels=self.channels, dims=dims)

@@ -194,6 +194,7 @@ class Crowd(Method):
     generator: tuple[int, ...] = (8, 16, 32, 32)
 
     axes = 2
+    trial = CrowdTask("embedded", few=2)
 
     def build(self, inputs: int, classes: int, dims: int) -> nn.ModuleDict:
         """With pix2pix, also its `generator` and its `judge`."""

@@ -139,6 +139,8 @@ class Ripu(PartlyLabelled):
     slots: int = 1024
     most: int = 64
 
+    trial = ShiftTask("embedded", source="north", target="island", labelled=12)
+
     def build(self, inputs: int, classes: int, dims: int) -> nn.ModuleDict:
         nets = super().build(inputs, classes, dims)
         nets["asked"] = Asked(self.slots, self.most)

@@ -113,6 +113,8 @@ class ScribbleAAG(PartlyLabelled):
     weight: float = 0.2
     conditioned: bool = True
 
+    trial = UnpairedTask("embedded", labelled=4)
+
     def build(self, inputs: int, classes: int, dims: int) -> nn.ModuleDict:
         """Besides `model` and `average` a `judge`, which sees as many grids as the decoder has levels."""
         if dims != 2:
