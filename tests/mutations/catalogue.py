@@ -132,6 +132,35 @@ CORE = {
         ("return second / first", "return first / second"),
         ("end = min(number - there[0], there[-1] - number)", "end = number - there[0]"),
     ],
+    ("imperfect.py", "test_imperfect.py"): [
+        ("batch.labels + 1, grid)", "batch.labels, grid)"),
+        ("return self._everyone[1::2]", "return self._everyone[::2]"),
+        ("labels = torch.where(known, samples.labels, IGNORE)", "labels = samples.labels"),
+        ("limit = np.quantile(noise, 1 - amount,", "limit = np.quantile(noise, 1 - amount / 2,"),
+        ("return torch.where(inside, drawn, IGNORE)", "return drawn"),
+    ],
+    ("imperfect_figures.py", "test_imperfect_figures.py"): [
+        ("(given != truth) & (given != IGNORE)", "given != truth"),
+        ("return int(torch.where(kinds == kinds.max(), sizes, -1).argmax())", "return int(sizes.argmax())"),
+    ],
+    ("interactive.py", "test_interactive.py"): [
+        ("marks | torch.stack([clicks & more, clicks & ~more], dim=1)", "marks | torch.stack([clicks] * 2, dim=1)"),
+        ("MEANT if sizes[MEANT] >= sizes[BESIDE] else BESIDE", "MEANT"),
+        (
+            "return replace(samples, labels=torch.where(hidden, IGNORE",
+            "return replace(samples, labels=torch.where(hidden, 0",
+        ),
+        ("answer = logits.detach()", "answer = logits"),
+        ("before = method.respond(net, state, marks, before)", "before = method.respond(net, state, marks, None)"),
+    ],
+    ("interactive_figures.py", "test_interactive_figures.py"): [
+        ("before = self.before if self.points < points else None", "before = self.before"),
+        (
+            "min(int(y), shape[0] - 1), min(int(x), shape[1] - 1)",
+            "min(int(x), shape[0] - 1), min(int(y), shape[1] - 1)",
+        ),
+    ],
+    ("fingerprints.py", "test_fingerprints.py"): [("task = method.trial or ", "task = ")],
     ("data/sets/cads.py", "data/sets/test_cads.py"): [
         ("groups[group] + np.uint8(first(group) - 1)", "groups[group]"),
     ],
@@ -295,6 +324,34 @@ RECIPES = {
         ("self.level(level) + self.below(below)", "self.level(level)"),
         ("missed * (there - hits) + 1)", "missed * (found - hits) + 1)"),
         ("matches.softmax(-1) @", "matches.softmax(-2) @"),
+    ],
+    "imperfect_labels/spatial_noise": [
+        ("trace = squared(spread, rho, rho**2) / sigma**2", "trace = squared(spread, rho, rho) / sigma**2"),
+        ("offset = -back @ grid.mean", "offset = back @ grid.mean"),
+        ("others - own)", "own - others)"),
+    ],
+    "imperfect_labels/adele": [
+        ("(present & open_to).gather", "open_to.expand_as(present).gather"),
+        ("np.geomspace(1, 0.1, len(curve))", "np.geomspace(0.1, 1, len(curve))"),
+        ("mean.flatten(1).amax(1).exp() >= agreed", "mean.flatten(1).amax(1).exp() >= 0"),
+    ],
+    "imperfect_labels/ripu": [
+        ('{"ripu": impurity * uncertainty,', '{"ripu": impurity,'),
+        ("return squares * begun // len(self.rounds)", "return squares"),
+        ("return torch.where(known, target.labels, IGNORE)", "return target.labels"),
+    ],
+    "imperfect_labels/citizen_science": [
+        ("judge(torch.cat([real, fake.detach()]))", "judge(torch.cat([real, fake]))"),
+        ("frozen(judge, fake)", "judge(fake)"),
+        ("labels = torch.cat([labels, masks])", "labels = torch.cat([labels, labels[: len(masks)]])"),
+    ],
+    "interactive/interactive_fcn": [
+        ("chance = (depth - most).exp() - (-most).exp()", "chance = (depth > 0).double()"),
+        ("answer & ~truth & known", "answer & ~truth"),
+    ],
+    "interactive/sdl_seg": [
+        ("return gaussians(markers, self.sigma)", "return markers.float()"),
+        ("torch.manual_seed(zlib.crc32(case.case_id.encode()))", "pass"),
     ],
     "fairness/fairseg": [
         ("return weights * self.seen.sum() / (weights * self.seen).sum()", "return weights"),
