@@ -25,7 +25,7 @@ from medcook.imperfect import PartlyLabelled, UnpairedTask
 from medcook.losses import find_loss
 from medcook.methods import Batch, Moment
 from medcook.networks.unet import UNet
-from medcook.recipes.imperfect_labels._adversarial import frozen, taken_for_real, told_apart
+from medcook.recipes.imperfect_labels._adversarial import frozen, structures, taken_for_real, told_apart
 from medcook.recipes.imperfect_labels._settings import scales
 from medcook.recipes.recipe import Arm, Component, Recipe
 
@@ -95,11 +95,6 @@ class MultiScaleDiscriminator(nn.Module):
 def pyramid(maps: Tensor, sizes: list[torch.Size]) -> list[Tensor]:
     """Maps (B, structures, H, W) on several grids, bilinearly; the first is their own."""
     return [maps, *(F.interpolate(maps, size=size, mode="bilinear", antialias=True) for size in sizes[1:])]
-
-
-def structures(labels: Tensor, classes: int) -> Tensor:
-    """Label maps (B, H, W), complete ones, as (B, classes - 1, H, W) zeros and ones, without the background."""
-    return torch.stack([(labels == value).float() for value in range(1, classes)], dim=1)
 
 
 @dataclass

@@ -10,7 +10,7 @@ from medcook.errors import MedcookError
 from medcook.imperfect import PartlyLabelled
 from medcook.losses import cross_entropy
 from medcook.methods import Batch, Moment
-from medcook.recipes.imperfect_labels._adversarial import frozen, taken_for_real, told_apart
+from medcook.recipes.imperfect_labels._adversarial import frozen, structures, taken_for_real, told_apart
 from medcook.recipes.imperfect_labels.scribble_aag import (
     GatedUNet,
     MultiScaleDiscriminator,
@@ -18,7 +18,6 @@ from medcook.recipes.imperfect_labels.scribble_aag import (
     gated,
     pyramid,
     recipe,
-    structures,
 )
 
 TINY = dict(channels=(4, 6, 8))
