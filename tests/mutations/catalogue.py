@@ -340,6 +340,18 @@ RECIPES = {
         ("return squares * begun // len(self.rounds)", "return squares"),
         ("return torch.where(known, target.labels, IGNORE)", "return target.labels"),
     ],
+    "imperfect_labels/scribble_aag": [
+        ("features * attention[:, 1:].sum(1, keepdim=True)", "features * attention.sum(1, keepdim=True)"),
+        ('nets["judge"](detached(seen))', 'nets["judge"](seen)'),
+    ],
+    "imperfect_labels/_adversarial": [
+        ("{name: weight.detach() for name, weight", "{name: weight for name, weight"),
+        ("(fake.float() + 1).square()", "fake.float().square()"),
+    ],
+    "imperfect_labels/ael_noisy_pseudo": [
+        ("return self.head(features * weights)", "return self.head(features)"),
+        ("weights = certainty(told) if self.weighted", "weights = torch.ones_like(told[:, 0]) if self.weighted"),
+    ],
     "imperfect_labels/citizen_science": [
         ("judge(torch.cat([real, fake.detach()]))", "judge(torch.cat([real, fake]))"),
         ("frozen(judge, fake)", "judge(fake)"),
@@ -363,6 +375,7 @@ TESTED_BY = {
     "architectures/_scan": "lightm_unet",
     "volumes/_slices": "study_2_5d",
     "volumes/_head_and_neck": "mediastinal_ln",
+    "imperfect_labels/_adversarial": "scribble_aag",
 }
 """Whose tests notice, where these are not in a file of the same name."""
 
