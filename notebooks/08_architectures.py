@@ -252,16 +252,16 @@ architectures.cost_figure(table, compared[0].dataset)
 architectures.readable(table)
 
 # %% [markdown]
-# **How to read it.** With these hearts and a minute of training no variant is above the plain U-Net, and nearly all
-# are below it. This is no ranking of ideas:
+# **How to read it.** With these hearts and a minute of training no variant is told apart from the plain U-Net to the
+# better, and most are below it. This is no ranking of ideas:
 #
 # - Learning rate, schedule and augmentation were chosen with the U-Net, long before this chapter. Attention and scans
 #   ask for lower rates and many more steps; their papers give them hours, and often weights from ImageNet. What a table
 #   shows is an idea *and* a recipe. Where only the new network was tuned, it has this very fault the other way round.
 # - The circles do not suffer from that: both networks of a pair are equally foreign to the recipe. There, three kernels
 #   instead of one help MK-UNet. Erased features, window attention, a second encoder, features of the label map,
-#   recurrence, shifted windows and a sentence of symbols are not missed when they are gone; dense skips, channel
-#   attention, subtraction and the memory of the xLSTM do harm in so few steps.
+#   recurrence, shifted windows, guided attention and a sentence of symbols are not missed when they are gone; dense
+#   skips, channel attention, subtraction, the memory of the xLSTM and SWTR-Unet's transformer do harm in so few steps.
 # - One claim is supported: with a selective scan in place of self-attention, in the same U-Net, Dice is not lower (the
 #   survey of Mamba; its comparator is the network with attention).
 # - The longest bar is a failure, not a trend: in one fold LightM-UNet hardly finds the right ventricle (its misses are

@@ -3,6 +3,9 @@
 Attention among all tokens of a volume is dear, attention within windows sees little. Here two scopes alternate: a local
 one, the tokens of a window, and a global one, as many tokens taken from the whole volume at a constant distance, like
 the taps of a dilated convolution. A U of such transformers, with patches merged and expanded, makes masks.
+
+In the chapter's 150 steps it learns nothing: with and without dilation it called everything background, in three folds
+at the chapter's rate and on a fourth at a fifth of it. That says nothing about dilation, and is no evidence.
 """
 
 from dataclasses import dataclass
