@@ -361,6 +361,14 @@ RECIPES = {
         ("chance = (depth - most).exp() - (-most).exp()", "chance = (depth > 0).double()"),
         ("answer & ~truth & known", "answer & ~truth"),
     ],
+    "interactive/interformer": [
+        ("seen = [grid + local(grid) for", "seen = [grid for"),
+        ("y = self.third(y, y)", "y = self.third(y, deep)"),
+    ],
+    "interactive/nuclick": [
+        ("torch.where(others, 2.0, 1.0))", "1.0)"),
+        ("(label != IGNORE) & ~mine].unique()", "(label != IGNORE)].unique()"),
+    ],
     "interactive/sdl_seg": [
         ("return gaussians(markers, self.sigma)", "return markers.float()"),
         ("torch.manual_seed(zlib.crc32(case.case_id.encode()))", "pass"),
