@@ -3,6 +3,7 @@
 The evidence of such a comparison has arms named `method, count` (`medcook.recipes.semi_supervised.few_labels`).
 """
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -178,6 +179,8 @@ def gain_label(summary: Summary) -> str:
         return "gain, Dice"
     if summary.metric in ("hd95", "assd"):
         return f"gain, {summary.unit or 'pixels'} of distance saved"
+    if after := re.fullmatch(r"dice_(\d+)", summary.metric):
+        return f"gain, Dice after {after[1]} clicks"
     name = summary.metric.replace("_", " ")
     return f"gain, {name} saved" if summary.metric in LOWER_IS_BETTER else f"gain, {name}"
 

@@ -120,15 +120,14 @@ def clicks_figure(tables: Mapping[str, pd.DataFrame], credit: str) -> Figure:
             axes.plot(part["clicks"], part["dice"], "osD^v"[number % 5] + "-", color=shade, label=arm, markersize=5)
             axes.fill_between(part["clicks"], part["low"], part["high"], color=shade, alpha=0.15, linewidth=0)
         axes.set_xticks(list(COLUMNS))
+        axes.set_xlabel("clicks an image", fontsize=8)
         axes.set_title(title, fontsize=9)
         axes.legend(fontsize=7, frameon=False, loc="lower right")
         axes.spines[["top", "right"]].set_visible(False)
     for axes in list(grid.flat)[len(tables) :]:
         axes.set_axis_off()
     figure.supylabel("Dice", fontsize=9)
-    plots.credit(figure, credit)
-    figure.text(0.5, 0.99, "clicks an image (across)", ha="center", va="top", fontsize=9)
-    return figure
+    return plots.credit(figure, credit)
 
 
 @torch.no_grad()

@@ -7,7 +7,16 @@ import pandas as pd
 import pytest
 
 from medcook import statistics
-from medcook.comparison import by_method, compare_methods, comparison_figure, forest, readable, tally, told_apart
+from medcook.comparison import (
+    by_method,
+    compare_methods,
+    comparison_figure,
+    forest,
+    gain_label,
+    readable,
+    tally,
+    told_apart,
+)
 from medcook.evidence import load_summary
 
 GAIN = {"supervised": 0.0, "mean teacher": 0.02, "clever": 0.1}
@@ -104,3 +113,17 @@ def test_in_the_forest_better_is_on_the_right():
         markers = [line for line in axes.get_lines() if line.get_marker() == "s"]
         sign = 1 if summary.metric == "dice" else -1
         assert markers[0].get_xdata()[0] == pytest.approx(sign * summary.comparison.effect)
+
+
+@pytest.mark.parametrize(
+    ("metric", "unit", "label"),
+    [
+        ("dice", None, "gain, Dice"),
+        ("dice_5", None, "gain, Dice after 5 clicks"),
+        ("dice_gap", None, "gain, dice gap saved"),
+        ("hd95", "mm", "gain, mm of distance saved"),
+        ("worst_group_dice", None, "gain, worst group dice"),
+    ],
+)
+def test_a_gain_is_named_after_its_metric(metric, unit, label):
+    assert gain_label(SimpleNamespace(metric=metric, unit=unit)) == label
