@@ -120,7 +120,7 @@ def test_in_the_forest_better_is_on_the_right():
     [
         ("dice", None, "gain, Dice"),
         ("dice_5", None, "gain, Dice after 5 clicks"),
-        ("dice_gap", None, "gain, dice gap saved"),
+        ("frame_error", None, "gain, frame error saved"),
         ("hd95", "mm", "gain, mm of distance saved"),
         ("worst_group_dice", None, "gain, worst group dice"),
     ],
