@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
-import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor, nn
@@ -24,6 +23,7 @@ from medcook.losses import find_loss
 from medcook.methods import Batch, Method, Moment
 from medcook.networks import build_network
 from medcook.preparation import Preparation, preparation_for
+from medcook.sam.prompts import deepest, largest_part
 from medcook.tasks import Samples
 
 COUNTS = (1, 3, 5)
@@ -95,15 +95,6 @@ def with_click(marks: Tensor, answer: Tensor, truth: Tensor, known: Tensor | Non
     return marks | torch.stack([clicks & more, clicks & ~more], dim=1)
 
 
-def deepest(mask: np.ndarray) -> tuple[int, ...]:
-    """Index of the pixel deepest inside the largest part of a mask of any dimension: where a careful person clicks."""
-    parts, _ = ndimage.label(mask)
-    largest = parts == np.bincount(parts.ravel())[1:].argmax() + 1
-    depth = ndimage.distance_transform_edt(np.pad(largest, 1))
-    inner = depth[tuple(slice(1, -1) for _ in mask.shape)]
-    return tuple(int(place) for place in np.unravel_index(inner.argmax(), mask.shape))
-
-
 def careful_click(marks: Tensor, answer: Tensor, truth: Tensor) -> Tensor:
     """Marks (B, 2, *size) and a click in the middle of the largest connected error of each answer (B, *size) bool."""
     marks = marks.clone()
@@ -114,12 +105,6 @@ def careful_click(marks: Tensor, answer: Tensor, truth: Tensor) -> Tensor:
         if sizes[worse]:
             marks[(number, worse, *deepest(kinds[worse]))] = True
     return marks
-
-
-def largest_part(mask: np.ndarray) -> int:
-    """Pixels of the largest connected part."""
-    parts, count = ndimage.label(mask)
-    return int(np.bincount(parts.ravel())[1:].max()) if count else 0
 
 
 def gaussians(marks: Tensor, sigma: float) -> Tensor:

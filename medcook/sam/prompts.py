@@ -62,11 +62,17 @@ def box_of(mask: np.ndarray) -> tuple[float, float, float, float]:
 
 def middle_of(mask: np.ndarray) -> tuple[float, float]:
     """(x, y) of the pixel deepest inside the largest part of a mask: where a careful person clicks first."""
+    row, column = deepest(mask)
+    return column + 0.5, row + 0.5
+
+
+def deepest(mask: np.ndarray) -> tuple[int, ...]:
+    """Index of the pixel deepest inside the largest part of a mask of any dimension."""
     parts, _ = ndimage.label(mask)
     largest = parts == np.bincount(parts.ravel())[1:].argmax() + 1
-    depth = ndimage.distance_transform_edt(np.pad(largest, 1))[1:-1, 1:-1]
-    row, column = np.unravel_index(depth.argmax(), depth.shape)
-    return float(column) + 0.5, float(row) + 0.5
+    depth = ndimage.distance_transform_edt(np.pad(largest, 1))
+    inner = depth[tuple(slice(1, -1) for _ in mask.shape)]
+    return tuple(int(place) for place in np.unravel_index(inner.argmax(), mask.shape))
 
 
 def first_click(truth: np.ndarray) -> Prompt:
@@ -80,11 +86,11 @@ def next_click(prompt: Prompt, answer: np.ndarray, truth: np.ndarray, logits: np
     if not wrong.any():
         return prompt
     missing, extra = truth & ~answer, answer & ~truth
-    error = missing if _largest(missing) >= _largest(extra) else extra
+    error = missing if largest_part(missing) >= largest_part(extra) else extra
     return prompt.adding(middle_of(error), error is missing, logits)
 
 
-def _largest(mask: np.ndarray) -> int:
+def largest_part(mask: np.ndarray) -> int:
     """Pixels of the largest connected part."""
     parts, count = ndimage.label(mask)
     return int(np.bincount(parts.ravel())[1:].max()) if count else 0

@@ -74,8 +74,8 @@ POOLED = [
     ("ranks = np.cumsum(count, axis=1) - (count - 1) / 2", "ranks = np.cumsum(count, axis=1)"),
 ]
 PROMPTS = [
-    ("missing if _largest(missing) >= _largest(extra) else", "missing if missing.sum() >= extra.sum() else"),
-    ("distance_transform_edt(np.pad(largest, 1))[1:-1, 1:-1]", "distance_transform_edt(largest)"),
+    ("missing if largest_part(missing) >= largest_part(extra) else", "missing if missing.sum() >= extra.sum() else"),
+    ("distance_transform_edt(np.pad(largest, 1))", 'distance_transform_edt(np.pad(largest, 1, mode="edge"))'),
     ("float(columns[-1] + 1), float(rows[-1] + 1)", "float(columns[-1]), float(rows[-1])"),
 ]
 PREDICTOR = [

@@ -24,12 +24,13 @@ from torch import Tensor, nn
 
 from medcook.data import IGNORE, Case
 from medcook.evaluation import row
-from medcook.interactive import BESIDE, MEANT, Guided, chosen_structure, deepest, gaussians, no_marks, overlap
+from medcook.interactive import BESIDE, MEANT, Guided, chosen_structure, gaussians, no_marks, overlap
 from medcook.losses import soft_dice
 from medcook.methods import Batch, Moment
 from medcook.recipes.architectures._blocks import resized
 from medcook.recipes.interactive._settings import BASELINE, CHANNELS, HEARTS, scales
 from medcook.recipes.recipe import Arm, Component, Recipe
+from medcook.sam.prompts import deepest
 
 MIDDLE, NARROW, WIDE = ((3, 3, 5, 5), (1, 3, 3, 6)), ((3, 3, 5, 5), (1, 3, 2, 3)), ((3, 3, 5, 7), (1, 3, 3, 6))
 """Kernels and dilations of a multi-scale block: the one on the way down, and the two on the way up."""
