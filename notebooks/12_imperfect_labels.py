@@ -279,8 +279,8 @@ print(comparison.tally(summaries))
 # - **Knowing shapes goes far without any label**: images without annotation and masks of other patients give lungs at
 #   0.817, where a plain cycle GAN ends at 0.296 and human labels give 0.956. Weights against noise, and a second round,
 #   add nothing to it (0.815).
-# - **Six images are few**, and 25 images to score, too: what pix2pix adds is about 0.01, with an interval on both sides of
-#   zero, and bent copies add nearly as much. Labels merged from the crowd are no worse than the expert's.
+# - **Six images are few**, and 25 images to score, too: what pix2pix adds is about 0.01, with an interval on both sides
+#   of zero, and bent copies add nearly as much. Labels merged from the crowd are no worse than the expert's.
 #
 # ## All papers of the chapter
 
