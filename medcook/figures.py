@@ -10,6 +10,7 @@ A paper's figure is drawn by the function registered for it, in medcook/drawers.
 
 import io
 import os
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -27,6 +28,9 @@ from medcook.records import Summary, read
 
 Drawer = Callable[[Summary, pd.DataFrame], Figure]
 _DRAWERS: dict[str, Drawer] = {}
+
+TITLE_CHARACTERS = 72
+"""Characters of a title that fit above a figure of seven inches."""
 
 TILE = 24
 """Side in pixels of the tiles in which images are compared, so that one moved curve counts in a large figure."""
@@ -111,9 +115,8 @@ def draw_arms(summary: Summary, frame: pd.DataFrame) -> Figure:
     axes.set_ylim(len(summary.arms) - 0.5, -0.5)
     unit = f" ({summary.unit})" if summary.unit else ""
     axes.set_xlabel(f"{summary.metric}{unit}, mean and 95% interval; dots: replicates")
-    axes.set_title(
-        f"{summary.title}\n{summary.dataset} ({summary.data}), {summary.profile}: {summary.verdict}", size=10
-    )
+    title = textwrap.fill(summary.title, TITLE_CHARACTERS)
+    axes.set_title(f"{title}\n{summary.dataset} ({summary.data}), {summary.profile}: {summary.verdict}", size=10)
     return figure
 
 

@@ -81,17 +81,24 @@ def random_pixels(where: Tensor, count: int = 1) -> Tensor:
     return chosen.view(where.shape)
 
 
-def with_click(marks: Tensor, answer: Tensor, truth: Tensor, known: Tensor | None = None) -> Tensor:
-    """Marks (B, 2, *size) and a click on a random wrong pixel of each answer (B, *size) bool; of the larger error.
+def with_click(
+    marks: Tensor,
+    answer: Tensor,
+    truth: Tensor,
+    known: Tensor | None = None,
+    pick: Callable[[Tensor], Tensor] = random_pixels,
+) -> Tensor:
+    """Marks (B, 2, *size) and a click on a wrong pixel of each answer (B, *size) bool; of the larger error.
 
     known  (B, *size): pixels of which the truth is known; errors elsewhere are none
+    pick   which pixel of masks (B, *size) is clicked, at random unless told otherwise
     """
     missing, extra = truth & ~answer, answer & ~truth
     if known is not None:
         extra = extra & known
     size = (-1, *[1] * (truth.ndim - 1))
     more = (missing.flatten(1).sum(1) >= extra.flatten(1).sum(1)).view(size)
-    clicks = random_pixels(torch.where(more, missing, extra))
+    clicks = pick(torch.where(more, missing, extra))
     return marks | torch.stack([clicks & more, clicks & ~more], dim=1)
 
 

@@ -359,7 +359,7 @@ RECIPES = {
     ],
     "interactive/interactive_fcn": [
         ("chance = (depth - most).exp() - (-most).exp()", "chance = (depth > 0).double()"),
-        ("answer & ~truth & known", "answer & ~truth"),
+        ("truth, known, pick=deep_pixels)", "truth, pick=deep_pixels)"),
     ],
     "interactive/interformer": [
         ("seen = [grid + local(grid) for", "seen = [grid for"),

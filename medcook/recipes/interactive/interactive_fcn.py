@@ -27,6 +27,7 @@ from medcook.interactive import (
     gaussians,
     no_marks,
     random_pixels,
+    with_click,
 )
 from medcook.methods import Batch, Moment
 from medcook.recipes.interactive._settings import BASELINE, CHANNELS, HEARTS, scales
@@ -63,11 +64,7 @@ def error_clicks(marks: Tensor, answer: Tensor, truth: Tensor, known: Tensor) ->
 
     known  (B, *size): pixels of which the truth is known; errors elsewhere are none
     """
-    missing, extra = truth & ~answer, answer & ~truth & known
-    more = missing.flatten(1).sum(1) >= extra.flatten(1).sum(1)
-    more = more.view(-1, *[1] * (truth.ndim - 1))
-    clicks = deep_pixels(torch.where(more, missing, extra))
-    return marks | torch.stack([clicks & more, clicks & ~more], dim=1)
+    return with_click(marks, answer, truth, known, pick=deep_pixels)
 
 
 def blind_clicks(marks: Tensor, truth: Tensor, known: Tensor, reach: float) -> Tensor:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import ndimage
 from torch import Tensor, nn
 
 from medcook.data import Case
@@ -15,6 +14,7 @@ from medcook.data.transforms import Augment
 from medcook.evaluation import row
 from medcook.methods import Batch, Method, Moment
 from medcook.sam.pretraining import mask_loss
+from medcook.sam.prompts import deepest, largest_part
 from medcook.sam.zero_shot import SMALLEST, dice
 
 MILD = Augment(rotate=12, scale=0.12, shift=0.06, gamma=0.3, contrast=0.2, brightness=0.2, noise=0.1)
@@ -164,18 +164,10 @@ def random_correction(answers: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     return point, torch.where(wrong.flatten(1).any(1), mark, -1.0)[:, None]
 
 
-def deepest(mask: np.ndarray) -> tuple[int, ...]:
-    """The voxel deepest inside the largest part of a mask: where a careful person clicks first."""
-    parts, count = ndimage.label(mask)
-    largest = parts == np.bincount(parts.ravel())[1:].argmax() + 1 if count > 1 else mask
-    depth = ndimage.distance_transform_edt(np.pad(largest, 1))[(slice(1, -1),) * mask.ndim]
-    return tuple(int(place) for place in np.unravel_index(depth.argmax(), depth.shape))
-
-
 def correction(answer: np.ndarray, truth: np.ndarray) -> tuple[tuple[int, ...], bool]:
     """A click in the middle of the largest error, and whether it is on what is missing."""
     errors = [truth & ~answer, answer & ~truth]
-    sizes = [int(np.bincount(ndimage.label(error)[0].ravel())[1:].max()) if error.any() else 0 for error in errors]
+    sizes = [largest_part(error) for error in errors]
     return deepest(errors[int(sizes[1] > sizes[0])]), sizes[0] >= sizes[1]
 
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from gradients import assert_every_parameter_is_trained
 from torch import nn
 
 from medcook.data import Case
@@ -228,15 +229,5 @@ def test_every_row_says_what_a_click_costs():
 @pytest.mark.parametrize("attention", [True, False])
 @pytest.mark.parametrize("size", [(33, 47), (16, 16)])
 def test_every_parameter_is_trained_at_any_size(attention, size):
-    torch.manual_seed(0)
     one = method(attention=attention)
-    nets = one.build(1, 3, 2)
-    data = Batch(torch.randn(3, 1, *size), torch.randint(0, 3, (3, *size)).byte())
-    for enabled in (False, True):
-        nets.zero_grad()
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
-            loss = one.training_step(nets, data, None, Moment(0, 10))
-        loss.backward()
-        assert torch.isfinite(loss)
-        assert all(p.grad is not None and p.grad.isfinite().all() for p in nets["model"].parameters())
-    assert one.predict(nets.eval(), data.images).shape == (3, 3, *size)
+    assert_every_parameter_is_trained(one, size)
