@@ -31,6 +31,15 @@ def first_attributes(dataset: Dataset, patient: str) -> dict:
     return dataset.attributes(dataset.patients[patient][0])
 
 
+def need(dataset: Dataset, patients: tuple[str, ...], attribute: str, value: object) -> tuple[str, ...]:
+    """The patients of whom `attribute` is `value`; an error where there is none."""
+    if found := having(dataset, patients, ((attribute, value),)):
+        return found
+    raise MedcookError(
+        f"{dataset.manifest.name}: no patient has {attribute} {value!r} here.", "See `medcook data show`."
+    )
+
+
 @dataclass(frozen=True)
 class CohortTask(Task):
     """Only patients that meet `keep` train and validate; whom to score is the recipe's score's to say.

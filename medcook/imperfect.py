@@ -15,7 +15,7 @@ from scipy import ndimage
 from skimage.morphology import skeletonize
 from torch import Tensor
 
-from medcook.cohorts import CohortTask, first_attributes, having
+from medcook.cohorts import CohortTask, first_attributes, need
 from medcook.data import IGNORE, Case
 from medcook.data.transforms import warp
 from medcook.errors import MedcookError
@@ -198,11 +198,7 @@ class ShiftTask(CohortTask):
         return self._of(self.target, super().val_patients)
 
     def _of(self, value: str, patients: tuple[str, ...]) -> tuple[str, ...]:
-        if found := having(self.data, patients, ((self.attribute, value),)):
-            return found
-        raise MedcookError(
-            f"{self.dataset}: no patient has {self.attribute} {value!r} here.", "See `medcook data show`."
-        )
+        return need(self.data, patients, self.attribute, value)
 
     def samples(self, role: str) -> Samples:
         samples = super().samples(role)
