@@ -48,17 +48,19 @@ class Fitted:
     cached: bool = False
 
     @torch.no_grad()
-    def probabilities(self, case: Case, checkpoint: str = "last") -> Tensor:
-        """Class probabilities (classes, *spatial) float32 on the case's own grid, in the precision of the training."""
+    def answer(self, images: Tensor, checkpoint: str = "last") -> Tensor:
+        """Class probabilities (N, classes, *size) float32 of prepared images, in the precision of the training."""
         if checkpoint not in self.weights:
             raise MedcookError(f"This run kept no {checkpoint!r} checkpoint.", f"It has: {', '.join(self.weights)}.")
         self.nets.load_state_dict(self.weights[checkpoint])
         self.nets.eval()
-        preparation = self.task.preparation
-        images = preparation.images(case).split(16)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.cost["precision"] == "bfloat16"):
-            prepared = torch.cat([self.method.predict(self.nets, part) for part in images])
-        return preparation.restore(prepared.float(), case)
+            return torch.cat([self.method.predict(self.nets, part) for part in images.split(16)]).float()
+
+    def probabilities(self, case: Case, checkpoint: str = "last") -> Tensor:
+        """Class probabilities (classes, *spatial) float32 on the case's own grid."""
+        preparation = self.task.preparation
+        return preparation.restore(self.answer(preparation.images(case), checkpoint), case)
 
     def predict(self, case: Case, checkpoint: str = "last"):
         """Label map (*spatial) uint8 on the case's own grid."""

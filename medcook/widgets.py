@@ -13,6 +13,8 @@ from medcook.architectures import seen_figure
 from medcook.data import Case
 from medcook.data.intensity import window as ct_window
 from medcook.data.manifests import Manifest
+from medcook.domain_figures import scanner_view
+from medcook.domains import Look
 from medcook.fair_figures import threshold_view
 from medcook.few_shot.supports import support_view
 from medcook.film import Film, draw_frame, error_handles
@@ -153,6 +155,25 @@ def noise_explorer(image: np.ndarray, label: np.ndarray, manifest: Manifest) -> 
     amount = widgets.FloatSlider(0.3, min=0, max=0.8, step=0.05, description="amount")
     draw = widgets.IntSlider(0, 0, 9, description="annotator")
     return live(lambda how, much, who: noise_view(image, label, how, much, who, manifest), kind, amount, draw)
+
+
+def scanner_explorer(fitted, image: Tensor, label: np.ndarray, manifest: Manifest) -> widgets.VBox:
+    """Build a scanner and watch a network (a `Fitted`) that never saw it read a prepared slice (H, W)."""
+    names = {
+        "contrast": (1.0, -1.0, 1.0),
+        "blur": (0.0, 0.0, 4.0),
+        "shading": (0.0, 0.0, 1.0),
+        "noise": (0.0, 0.0, 2.0),
+    }
+    sliders = [
+        widgets.FloatSlider(start, min=low, max=high, step=(high - low) / 20, description=name)
+        for name, (start, low, high) in names.items()
+    ]
+
+    def draw(tilt: float, blur: float, shade: float, noise: float) -> Figure:
+        return scanner_view(fitted, image, label, Look(blur=blur, shade=shade, noise=noise), tilt, manifest)
+
+    return live(draw, *sliders)
 
 
 def live(draw: Callable[..., Figure], *controls: widgets.ValueWidget) -> widgets.VBox:

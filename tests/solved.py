@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage
+from scipy import linalg, ndimage
 
 SOLUTIONS = Path(__file__).parent / "notebooks" / "solutions"
 
@@ -13,7 +13,7 @@ def solver(chapter: str) -> Callable[[str], Callable]:
     """{name of an exercise: its solution} of a chapter (the name of its notebook), as a function."""
 
     def solution(name: str) -> Callable:
-        space = {"np": np, "ndimage": ndimage}
+        space = {"np": np, "ndimage": ndimage, "linalg": linalg}
         exec((SOLUTIONS / chapter / f"{name}.py").read_text(encoding="utf-8"), space)
         return space[name]
 
