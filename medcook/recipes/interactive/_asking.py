@@ -96,7 +96,7 @@ class Prompted(Guided):
             shown = label[target[number] == 1]
             values.append(int(shown[0]) if len(shown) else 0)
             if torch.rand(()).item() < self.invented:
-                values[-1] = 0
+                target[number], values[-1] = self.piece(image[0]).to(target.device), 0
         return target, values
 
     def training_step(self, nets: nn.ModuleDict, labelled: Batch, unlabelled: Batch | None, now: Moment) -> Tensor:

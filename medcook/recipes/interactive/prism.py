@@ -83,22 +83,20 @@ class HybridEncoder(nn.Module):
     """Images (B, inputs, D, H, W) to features of all levels.
 
     To the deepest those of a transformer are added, which sees the image as patches.
-    attention   False: convolutions alone
     """
 
-    def __init__(self, inputs: int, channels: tuple[int, ...], attention: bool):
+    def __init__(self, inputs: int, channels: tuple[int, ...]):
         super().__init__()
         self.down = nn.ModuleList(DoubleConv(i, o, 3) for i, o in zip((inputs, *channels), channels, strict=False))
-        self.patches = Patches(inputs, channels[-1]) if attention else None
-        self.attended = Attended(channels[-1], layers=2) if attention else None
+        self.patches = Patches(inputs, channels[-1])
+        self.attended = Attended(channels[-1], layers=2)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         levels = [self.down[0](images)]
         for block in self.down[1:]:
             levels.append(block(F.max_pool3d(levels[-1], 2)))
-        if self.patches is not None:
-            cells = self.patches(images, levels[-1].shape[2:])
-            levels[-1] = levels[-1] + self.attended(cells, cells.new_zeros(len(cells), 0, cells.shape[1]))[0]
+        cells = self.patches(images, levels[-1].shape[2:])
+        levels[-1] = levels[-1] + self.attended(cells, cells.new_zeros(len(cells), 0, cells.shape[1]))[0]
         return levels
 
 
@@ -162,9 +160,9 @@ class Corrector(nn.Module):
 class PrismNet(nn.Module):
     """Encoder, decoder and corrector (None: answers stay as they are); `classes` is how many the task has."""
 
-    def __init__(self, inputs: int, channels: tuple[int, ...], heads: int, width: int, attention: bool, classes: int):
+    def __init__(self, inputs: int, channels: tuple[int, ...], heads: int, width: int, classes: int):
         super().__init__()
-        self.encoder, self.decoder = HybridEncoder(inputs, channels, attention), PromptedDecoder(channels, heads)
+        self.encoder, self.decoder = HybridEncoder(inputs, channels), PromptedDecoder(channels, heads)
         self.corrector, self.classes = Corrector(inputs, width) if width else None, classes
 
 
@@ -187,7 +185,6 @@ class Prism(Guided):
 
     heads      how many masks a turn makes
     width      channels of the corrective network; 0: none
-    attention  False: an encoder of convolutions alone
     box        in which share of the trainings' first turns a box comes with the point or scribble
     """
 
@@ -196,13 +193,12 @@ class Prism(Guided):
     rounds: int = 2
     heads: int = 3
     width: int = 8
-    attention: bool = True
     box: float = 0.25
 
     axes = 3
 
     def build(self, inputs: int, classes: int, dims: int) -> nn.ModuleDict:
-        model = PrismNet(inputs, self.channels, self.heads, self.width, self.attention, classes)
+        model = PrismNet(inputs, self.channels, self.heads, self.width, classes)
         return nn.ModuleDict({"model": model, "average": deepcopy(model).requires_grad_(False)})
 
     def start(self, net: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -282,17 +278,17 @@ recipe = Recipe(
             "iterative learning",
             "implemented",
             "two turns a training step, each to marks on the larger error of the one before (the code: eleven, on both "
-            "errors), no gradient between them; the network sees all marks so far (the paper's decoder those of the "
-            "turn). dice, dice_3 and dice_5 are the turns of the score. After 60 steps of batch 2 on fold 9, which is "
-            "not scored: 0.58, 0.67, 0.69, the U-Net 0.59, 0.57, 0.60 (six patients, one seed)",
+            "errors), no gradient between them. The network sees all marks so far, the paper's decoder those of the "
+            "turn. dice, dice_3 and dice_5 are turns of the score: 0.58, 0.67, 0.69 after 60 steps of batch 2 on fold "
+            "9, which is not scored; the U-Net 0.59, 0.57, 0.60 (six patients, one seed)",
         ),
         Component(
             "points, boxes and scribbles as sparse prompts",
             "simplified",
-            "a random voxel or a skeleton broken by smooth noise, without the code's warping; a box is a shell of marks "
-            "beside the structure, in a quarter of the first turns. Soft dots, as of the whole chapter, are embedded "
-            "patch by patch and added to the deepest features; the paper has a token a point and corner. dice_box and "
-            "dice_scribble in every row are first answers to these; the U-Net was trained on points alone",
+            "random voxels, skeletons broken by smooth noise but not warped, and a box in a quarter of first turns "
+            "as a shell of marks beside the structure. Soft dots of all are embedded patch by patch and added to the "
+            "deepest features; the paper has a token a point and corner. First answers to a box or scribble stand in "
+            "every row, dice_box and dice_scribble; the U-Net was trained on points alone",
         ),
         Component(
             "mask of the turn before as a dense prompt", "implemented", "its logits, embedded with the sparse prompts"
@@ -300,21 +296,20 @@ recipe = Recipe(
         Component(
             "confidence learning",
             "implemented",
-            "three heads, each the product of a vector made from its own token and the features; all are trained on "
-            "the same target, as in the code, and differ by their start. Confidence learns the soft Dice by its squared "
-            "error. The code's loss of edges is left out. An arm with one head runs at no profile but `quick`",
+            "three heads, each a vector made from its own token times the features, trained on the same target as in "
+            "the code. Confidence learns the soft Dice by its squared error. The code's loss of edges is left out",
         ),
         Component(
             "corrective learning",
             "implemented",
-            "two residual blocks of 8 channels at half size, map of errors times map of corrections. The product is "
-            "added to logits at full size, where the code halves these as well",
+            "two residual blocks of 8 channels at half size, map of errors times map of corrections, added to logits "
+            "at full size (the code halves these as well)",
         ),
         Component(
             "hybrid encoder",
             "simplified",
-            "two layers of attention among patches of 8 voxels a side, added to the deepest convolutional features; the "
-            "paper's ViT has twelve, starts from SAM's weights and feeds the finer levels too",
+            "two layers of attention among patches, added to the deepest convolutional features; the paper's ViT has "
+            "twelve, starts from SAM's weights and feeds finer levels too",
         ),
         Component("four sets of tumours", "absent", "hippocampi are at hand; nothing is compared with human raters"),
     ),

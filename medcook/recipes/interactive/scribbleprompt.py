@@ -240,7 +240,9 @@ recipe = Recipe(
         Component(
             "synthetic labels",
             "implemented",
-            "half of the targets are random superpixels of Felzenszwalb and Huttenlocher, with the code's settings",
+            "half of the targets are random superpixels of Felzenszwalb and Huttenlocher, with the code's settings. "
+            "Runs of 100 steps on fold 9, which is not scored, by which nothing was chosen: Dice 0.78 with them, 0.82 "
+            "without, 0.57 of clicks alone (five cases, one seed)",
         ),
         Component(
             "unseen structures",
