@@ -152,3 +152,35 @@ def best_and_worst(rows: Sequence[Mapping], column: str = "dice") -> tuple[Mappi
     """The rows of `click_rows` with the highest and the lowest value."""
     ordered = sorted(rows, key=lambda one: one[column])
     return ordered[-1], ordered[0]
+
+
+def scribbles_figure(target: Target, drawn: np.ndarray, simulated: Mapping[str, np.ndarray]) -> Figure:
+    """A scribble of a person (H, W) bool beside simulated ones, on a target whose border is dotted."""
+    figure, cells = plots.panels(1, 1 + len(simulated), size=(2.5 * (1 + len(simulated)), 3.0))
+    for axes, (title, scribble) in zip(cells, {"a person's": drawn, **simulated}.items(), strict=True):
+        plots.show_slice(axes, target.image, None, title=title)
+        plots.tint(axes, scribble, plots.PALETTE[1], 1.0)
+        axes.contour(target.mask, [0.5], colors="white", linewidths=1.0, linestyles=":")
+    return plots.credit(figure, target.dataset)
+
+
+def kinds_table(frame: pd.DataFrame, kinds: Mapping[str, str]) -> pd.DataFrame:
+    """Mean Dice of a first answer, with its 95% interval over patients, to each kind of prompt ({name: column})."""
+    found = {name: statistics.interval(frame, column) for name, column in kinds.items()}
+    return pd.DataFrame({name: {"dice": one.mean, "low": one.low, "high": one.high} for name, one in found.items()}).T
+
+
+def kinds_figure(table: pd.DataFrame, credit: str) -> Figure:
+    """Dice of the first answer by kind of prompt (`kinds_table`), with 95% intervals."""
+    figure, axes = plots.panels(size=(6.5, 1.1 + 0.4 * len(table)))
+    places = np.arange(len(table))
+    axes.hlines(places, table["low"], table["high"], color=plots.PALETTE[0], linewidth=2)
+    axes.plot(table["dice"], places, "o", color=plots.PALETTE[0], markersize=7)
+    for place, value in zip(places, table["dice"], strict=True):
+        axes.annotate(f"{value:.2f}", (value, place), (0, 7), textcoords="offset points", ha="center", fontsize=9)
+    axes.set_yticks(places, table.index)
+    axes.set_ylim(len(table) - 0.5, -0.7)
+    axes.set_xlabel("Dice of the first answer", fontsize=9)
+    axes.grid(axis="x", color="0.9")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    return plots.credit(figure, credit)

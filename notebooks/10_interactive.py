@@ -39,7 +39,16 @@ from medcook.evidence import evidence_frame
 from medcook.exercises import check
 from medcook.profiles import resolve_profile
 from medcook.recipes import find_recipe
-from medcook.recipes.interactive import interactive_fcn, interformer, nuclick, sdl_seg
+from medcook.recipes.interactive import (
+    _asking,
+    imis_bench,
+    interactive_fcn,
+    interformer,
+    nuclick,
+    prism,
+    scribbleprompt,
+    sdl_seg,
+)
 from medcook.sam.clicking import click_sheet, click_widget
 from medcook.training import fit
 
@@ -151,6 +160,70 @@ for kind, shares in zip(interformer.KINDS, said, strict=True):
     print(f"{kind:15}", [round(value, 3) for value in shares.tolist()])
 
 # %% [markdown]
+# **Draw in place of clicking.** A scribble says more than a click and takes hardly longer. For training it has to be
+# simulated, and clean skeletons would teach a network to expect clean skeletons. *ScribblePrompt* (Wong et al. 2024)
+# draws lines, centrelines and contours, breaks and warps them; and half of its targets are no organs but random pieces
+# of the image, so that the network learns to do as it is told:
+
+# %%
+teaching.show_code(scribbleprompt.scribble, scribbleprompt.centreline, scribbleprompt.broken, _asking.pieces)
+
+# %% tags=["nbval-check-output", "mechanism"]
+bar = np.zeros((7, 11), bool)
+bar[2:5, 1:10] = True
+print("centreline of a bar:", [tuple(place) for place in np.argwhere(scribbleprompt.centreline(bar)).tolist()])
+halves = torch.zeros(8, 16)
+halves[:, 8:] = 1
+print("pieces of a picture of two halves:", _asking.pieces(halves, 10.0, 32)[0].tolist())
+
+# %% [markdown]
+# Simulated scribbles beside one that a person drew:
+
+# %%
+drawn_on, scribbled = next(iter(targets.items()))[1], scribbleprompt.peoples_scribbles(task, case)
+slices = task.preparation.images(case)[:, 0].numpy()
+number = next(index for index, plane in enumerate(slices) if np.array_equal(plane, drawn_on.image))
+value = next(value for value, name in task.targets.items() if name == drawn_on.structure)
+torch.manual_seed(1)
+simulated = {
+    "lines": scribbleprompt.lines(drawn_on.mask, 2),
+    "a centreline": scribbleprompt.centreline(drawn_on.mask),
+    "broken": scribbleprompt.broken(scribbleprompt.centreline(drawn_on.mask)),
+    "a contour": scribbleprompt.contour(drawn_on.mask),
+    "warped": scribbleprompt.warped(scribbleprompt.contour(drawn_on.mask)) & drawn_on.mask,
+}
+interactive_figures.scribbles_figure(drawn_on, scribbled[number].numpy() == 1 + value, simulated)
+
+# %% [markdown]
+# **Say it in any way.** A click, a box, a name, or several of them: *IMIS-Bench* (Cheng et al. 2025) trains one network
+# on random combinations, and measures each of them:
+
+# %%
+teaching.show_code(imis_bench.Imis.opening, imis_bench.Imis.guidance, imis_bench.cleaned)
+
+# %% tags=["nbval-check-output", "mechanism"]
+meant = torch.zeros(1, 6, 9, dtype=torch.bool)
+meant[0, 1:5, 2:7] = True
+told = imis_bench.said(("click", "box", "name"), meant, value=2)
+print("clicked at", told[0, interactive.MEANT].nonzero().tolist(), "box of", int(told[0, _asking.BOX].sum()), "pixels")
+print("names that were said:", [bool(channel.all()) for channel in told[0, _asking.BOX + 1 :]])
+
+# %% [markdown]
+# **Take turns in a volume.** *PRISM* (Li et al. 2024) has several heads, each with a guess of its own Dice, and
+# the surest answers; then a shallow network, which sees the answer and the marks, moves voxels to the other side:
+
+# %%
+teaching.show_code(prism.surest, prism.Corrector, prism.soft_overlap)
+
+# %% tags=["nbval-check-output", "mechanism"]
+masks = torch.tensor([[4.0, 4.0, -4.0], [4.0, -4.0, -4.0]]).reshape(1, 2, 3, 1, 1)
+target = torch.tensor([1, 0, 0], dtype=torch.uint8).reshape(1, 3, 1, 1)
+print("Dice of two heads:", [round(value, 3) for value in prism.soft_overlap(masks, target)[0].tolist()])
+for confidence in ([0.9, 0.2], [0.3, 0.8]):
+    chosen = prism.surest(masks, torch.tensor([confidence]))
+    print("sure to", confidence, "answers", (chosen.flatten() > 0).int().tolist())
+
+# %% [markdown]
 # ## A session
 # The chapter's baseline, a U-Net with clicks, on one fold. Rows: structures of one patient. From left to right it has
 # been told more. Green: on the structure; orange: beside it.
@@ -209,6 +282,22 @@ ids = teaching.measured("10_interactive")
 clicked = {paper: interactive_figures.clicks_table(evidence_frame(paper, "full")) for paper in ids}
 several = {paper: table for paper, table in clicked.items() if table["clicks"].nunique() > 1}
 interactive_figures.clicks_figure(several, "acdc")
+
+# %% [markdown]
+# What each kind of prompt brings at once, by the network that takes them all:
+
+# %%
+answers = evidence_frame("imis-bench", "full")
+kinds = {
+    "a click": "dice",
+    "a box": "dice_box",
+    "a name": "dice_name",
+    "a click and a box": "dice_click_box",
+    "a click and a name": "dice_click_name",
+    "a box and a name": "dice_box_name",
+}
+prompted = interactive_figures.kinds_table(answers[answers["arm"] == "imis"], kinds)
+interactive_figures.kinds_figure(prompted, "acdc")
 
 # %% [markdown]
 # Squares: over the comparator. Circles: over itself without its idea. Three folds, the last checkpoint.

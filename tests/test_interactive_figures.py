@@ -114,3 +114,23 @@ def test_what_is_worked_out_once_is_not_paid_again(monkeypatch):
 def test_best_and_worst():
     best, worst = interactive_figures.best_and_worst([{"dice": 0.2}, {"dice": 0.9}, {"dice": 0.5}])
     assert (best["dice"], worst["dice"]) == (0.9, 0.2)
+
+
+def test_simulated_scribbles_are_drawn_beside_a_persons():
+    target = square()
+    drawn = np.zeros((40, 40), bool)
+    drawn[9, 5:14] = True
+    figure = interactive_figures.scribbles_figure(target, drawn, {"a line": drawn, "nothing": drawn & False})
+    assert [axes.get_title() for axes in figure.axes] == ["a person's", "a line", "nothing"]
+    assert "Simulated" in figure.get_supxlabel()
+
+
+def test_kinds_of_prompts_have_their_means_and_intervals():
+    frame = pd.DataFrame(
+        {"patient_id": list("abcd"), "case_id": list("abcd"), "structure": "s", "dice": 0.5, "dice_box": [0.6, 0.8] * 2}
+    )
+    table = interactive_figures.kinds_table(frame, {"a click": "dice", "a box": "dice_box"})
+    assert table["dice"].tolist() == pytest.approx([0.5, 0.7]) and table.loc["a box", "low"] < 0.7
+    axes = interactive_figures.kinds_figure(table, "embedded").axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a click", "a box"]
+    assert axes.lines[0].get_xdata() == pytest.approx([0.5, 0.7])
