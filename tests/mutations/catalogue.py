@@ -139,6 +139,22 @@ CORE = {
         ("limit = np.quantile(noise, 1 - amount,", "limit = np.quantile(noise, 1 - amount / 2,"),
         ("return torch.where(inside, drawn, IGNORE)", "return drawn"),
     ],
+    ("domains.py", "test_domains.py"): [
+        ("self._everyone[1::2] if self.look", "self._everyone[::2] if self.look"),
+        ("return zscore(torch.from_numpy(values).float())", "return torch.from_numpy(values).float()"),
+        ("dict.fromkeys(self.source_patients, PLAIN), self.look)", "{}, self.look)"),
+        ("return () if self.known is None else", "return"),
+        ("samples.raters, groups)", "samples.raters)"),
+        ('return case.attributes.get("look") or', "return"),
+    ],
+    ("domain_figures.py", "test_domain_figures.py"): [
+        ("np.quantile(reference, ranks.numpy())", "np.quantile(reference, 1 - ranks.numpy())"),
+        ("seen = as_shown(case, look)", "seen = case"),
+    ],
+    ("shape_figures.py", "test_shape_figures.py"): [
+        ("normals @ LIGHT", "-normals @ LIGHT"),
+        ("for axes in figure.axes for corner in axes.seen", "for axes in figure.axes[:1] for corner in axes.seen"),
+    ],
     ("imperfect_figures.py", "test_imperfect_figures.py"): [
         ("(given != truth) & (given != IGNORE)", "given != truth"),
         ("return int(torch.where(kinds == kinds.max(), sizes, -1).argmax())", "return int(sizes.argmax())"),
@@ -373,6 +389,25 @@ RECIPES = {
         ("return gaussians(markers, self.sigma)", "return markers.float()"),
         ("torch.manual_seed(zlib.crc32(case.case_id.encode()))", "pass"),
     ],
+    "interactive/scribbleprompt": [
+        ("self.made(kind, ~mask & sure, whole(0, MOST))", "self.made(kind, ~mask, whole(0, MOST))"),
+        ("else broken(sort(mask))", "else sort(mask)"),
+    ],
+    "interactive/_asking": [
+        ("target[number], values[-1] = self.piece(image[0]).to(target.device), 0", "values[-1] = 0"),
+    ],
+    "interactive/imis_bench": [
+        ('if kind != "name" or value)', "if True)"),
+        ("count - len(kinds) + 1 for count in (3, 5)", "count for count in (3, 5)"),
+    ],
+    "interactive/prism": [
+        ("confidence.argmax(1)", "confidence.argmin(1)"),
+        ("self.error(x).float() * self.correction(x).float()", "self.correction(x).float()"),
+    ],
+    "anatomy/hybridgnet": [
+        ("between = (step + torch.roll(step, 1, 1)) / 2", "between = (step + torch.roll(step, -1, 1)) / 2"),
+        ("[x, look_up(features, places), places] if", "[x, 0 * look_up(features, places), places] if"),
+    ],
     "fairness/fairseg": [
         ("return weights * self.seen.sum() / (weights * self.seen).sum()", "return weights"),
         ("bound[known].min() / bound) ** gamma", "bound[known].max() / bound) ** gamma"),
@@ -384,6 +419,7 @@ TESTED_BY = {
     "volumes/_slices": "study_2_5d",
     "volumes/_head_and_neck": "mediastinal_ln",
     "imperfect_labels/_adversarial": "scribble_aag",
+    "interactive/_asking": "scribbleprompt",
 }
 """Whose tests notice, where these are not in a file of the same name."""
 
