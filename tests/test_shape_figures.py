@@ -5,7 +5,7 @@ import pytest
 
 from medcook import shape_figures
 from medcook.data.manifests import load_manifest
-from medcook.recipes.anatomy.medshapenet import Shape
+from medcook.recipes.anatomy._shapes import Shape
 
 MANIFEST = load_manifest("embedded")
 
