@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import ipywidgets as widgets
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -20,7 +21,9 @@ from medcook.few_shot.supports import support_view
 from medcook.film import Film, draw_frame, error_handles
 from medcook.handover import handover_view
 from medcook.imperfect_figures import noise_view
+from medcook.metrics import dice
 from medcook.plots import as_slices, show_slice
+from medcook.shape_figures import covered_figure
 from medcook.volumes import AXES, most_wrong, plane_view
 
 
@@ -174,6 +177,27 @@ def scanner_explorer(fitted, image: Tensor, label: np.ndarray, manifest: Manifes
         return scanner_view(fitted, image, label, Look(blur=blur, shade=shade, noise=noise), tilt, manifest)
 
     return live(draw, *sliders)
+
+
+def hiding_explorer(
+    fitted: Mapping, image: np.ndarray, mask: np.ndarray, manifest: Manifest, side: float = 0.375
+) -> widgets.VBox:
+    """Move a square that hides a part of a prepared image (H, W), and see what networks ({name: Fitted}) make of it.
+
+    mask  (H, W) bool: what is true; `side` is the square's, as a share of the image's
+    """
+    height, width = (max(1, round(side * n)) for n in image.shape)
+    row = widgets.IntSlider(image.shape[0] // 3, 0, image.shape[0] - height, description="row")
+    column = widgets.IntSlider(image.shape[1] // 5, 0, image.shape[1] - width, description="column")
+
+    def draw(y: int, x: int) -> Figure:
+        seen = torch.from_numpy(image).clone()
+        seen[y : y + height, x : x + width] = seen.min()
+        answers = {name: (net.answer(seen[None, None])[0].argmax(0) > 0).numpy() for name, net in fitted.items()}
+        titled = {f"{name}: Dice {dice(answer, mask):.2f}": answer for name, answer in answers.items()}
+        return covered_figure(seen.numpy(), mask, titled, manifest)
+
+    return live(draw, row, column)
 
 
 def live(draw: Callable[..., Figure], *controls: widgets.ValueWidget) -> widgets.VBox:

@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 
-from medcook import shape_figures
+from medcook import shape_figures, widgets
 from medcook.data.manifests import load_manifest
+from medcook.methods import Supervised
 from medcook.recipes.anatomy._shapes import Shape
+from medcook.tasks import Budget, Task
+from medcook.training import fit
 
 MANIFEST = load_manifest("embedded")
 
@@ -68,3 +71,16 @@ def test_moving_contours_are_drawn_moment_by_moment():
     assert titles == ["a: start", "after 1/2", "after 2/2"]
     drawn = [len([c for c in axes.collections if len(c.get_paths()[0].vertices)]) for axes in figure.axes[:3]]
     assert drawn == [2, 2, 1], "the truth, and the contour where there is one"
+
+
+def test_a_square_can_be_moved_over_an_image():
+    task = Task("embedded")
+    network = fit(Supervised(channels=(4, 8)), task, Budget(steps=4, batch=4, checks=0), cache=False, progress=False)
+    case = next(task.cases("val"))
+    image, label = task.preparation.images(case)[4, 0].numpy(), task.preparation.labels(case)[4].numpy()
+    box = widgets.hiding_explorer({"a network": network}, image, label > 0, MANIFEST)
+    picture, sliders = box.children[1], box.children[0].children
+    for slider in sliders:
+        before = picture.value
+        slider.value = slider.max
+        assert picture.value != before
