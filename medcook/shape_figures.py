@@ -3,10 +3,12 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from mpl_toolkits.mplot3d.art3d import Poly3DCollection
+from torch import Tensor
 
 from medcook import plots
 from medcook.data.manifests import Manifest
@@ -117,6 +119,18 @@ def share_frame(figure: Figure) -> None:
     seen = np.vstack([corner for axes in figure.axes for corner in axes.seen])
     for axes in figure.axes:
         frame(axes, seen)
+
+
+@torch.no_grad()
+def movement(contour, image: Tensor, level: Tensor, moments: int = 4) -> list[np.ndarray]:
+    """A level set (H, W) at the start and at `moments` equally spaced times of a contour's way over (1, 1, H, W)."""
+    views, level = contour.views(image.float()), level[None, None]
+    found = [level[0, 0].numpy()]
+    for _ in range(moments):
+        for _ in range(contour.steps // moments):
+            level = contour.moved(level, views)
+        found.append(level[0, 0].numpy())
+    return found
 
 
 def starts_figure(
