@@ -99,17 +99,20 @@ def guidance_figure(target: Target, method: Guided, answer: np.ndarray | None = 
 
 
 def clicks_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """A row an arm and number of clicks: mean Dice over patients with its 95% interval (low, high)."""
-    rows = []
+    """A row an arm and number of clicks: mean Dice over patients with its 95% interval (low, high).
+
+    After one click it is the column `dice_1` where there is one: then `dice` is something else.
+    """
+    rows, columns = [], COLUMNS | {1: "dice_1" if "dice_1" in frame else COLUMNS[1]}
     for arm, part in frame.groupby("arm", sort=False):
-        for count, column in COLUMNS.items():
+        for count, column in columns.items():
             if column in part and part[column].notna().any():
                 found = statistics.interval(part, column)
                 rows.append({"arm": arm, "clicks": count, "dice": found.mean, "low": found.low, "high": found.high})
     return pd.DataFrame(rows)
 
 
-def clicks_figure(tables: Mapping[str, pd.DataFrame], credit: str) -> Figure:
+def clicks_figure(tables: Mapping[str, pd.DataFrame], *credits: str) -> Figure:
     """A panel a paper: Dice against the number of clicks of each of its arms (`clicks_table`), with 95% bands."""
     columns = min(3, len(tables))
     lines = -(-len(tables) // columns)
@@ -120,14 +123,14 @@ def clicks_figure(tables: Mapping[str, pd.DataFrame], credit: str) -> Figure:
             axes.plot(part["clicks"], part["dice"], "osD^v"[number % 5] + "-", color=shade, label=arm, markersize=5)
             axes.fill_between(part["clicks"], part["low"], part["high"], color=shade, alpha=0.15, linewidth=0)
         axes.set_xticks(list(COLUMNS))
-        axes.set_xlabel("clicks an image", fontsize=8)
+        axes.set_xlabel("clicks or other interactions an image", fontsize=8)
         axes.set_title(title, fontsize=9)
         axes.legend(fontsize=7, frameon=False, loc="lower right")
         axes.spines[["top", "right"]].set_visible(False)
     for axes in list(grid.flat)[len(tables) :]:
         axes.set_axis_off()
     figure.supylabel("Dice", fontsize=9)
-    return plots.credit(figure, credit)
+    return plots.credit(figure, *credits)
 
 
 @torch.no_grad()
@@ -172,7 +175,7 @@ def kinds_table(frame: pd.DataFrame, kinds: Mapping[str, str]) -> pd.DataFrame:
 
 def kinds_figure(table: pd.DataFrame, credit: str) -> Figure:
     """Dice of the first answer by kind of prompt (`kinds_table`), with 95% intervals."""
-    figure, axes = plots.panels(size=(6.5, 1.1 + 0.4 * len(table)))
+    figure, axes = plots.panels(size=(7.5, 1.1 + 0.4 * len(table)))
     places = np.arange(len(table))
     axes.hlines(places, table["low"], table["high"], color=plots.PALETTE[0], linewidth=2)
     axes.plot(table["dice"], places, "o", color=plots.PALETTE[0], markersize=7)

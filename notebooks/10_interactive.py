@@ -281,7 +281,7 @@ teaching.verdict_table("interactive-fcn")
 ids = teaching.measured("10_interactive")
 clicked = {paper: interactive_figures.clicks_table(evidence_frame(paper, "full")) for paper in ids}
 several = {paper: table for paper, table in clicked.items() if table["clicks"].nunique() > 1}
-interactive_figures.clicks_figure(several, "acdc")
+interactive_figures.clicks_figure(several, "acdc", "hippocampus")
 
 # %% [markdown]
 # What each kind of prompt brings at once, by the network that takes them all:

@@ -94,6 +94,11 @@ def test_dice_after_each_click_of_each_arm():
     assert [line.get_ydata().tolist() for line in figure.axes[0].lines][1] == pytest.approx([0.52, 0.7, 0.8])
 
 
+def test_after_one_click_is_the_column_that_says_so():
+    table = interactive_figures.clicks_table(frame().assign(dice_1=0.25))
+    assert table[table["clicks"] == 1]["dice"].tolist() == pytest.approx([0.25, 0.25])
+
+
 def test_what_is_worked_out_once_is_not_paid_again(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(interactive_figures.time, "perf_counter", lambda: clock[0])

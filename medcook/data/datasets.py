@@ -26,6 +26,7 @@ READERS = {
     "embedded": "medcook.data.embedded:Embedded",
     "fairseg": "medcook.data.sets.fairseg:FairSeg",
     "kits21": "medcook.data.sets.kits21:Kits21",
+    "medshapenet": "medcook.data.sets.medshapenet:MedShapeNet",
     "openkbp": "medcook.data.sets.openkbp:OpenKbp",
     "totalsegmentator": "medcook.data.sets.totalsegmentator:TotalSegmentator",
 }

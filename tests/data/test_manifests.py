@@ -9,8 +9,8 @@ from medcook.errors import MedcookError
 from medcook.paths import MANIFESTS
 
 NAMES = [
-    *("acdc", "bubil", "cads", "chest_xray", "chexmask_u", "embedded", "fairseg", "hippocampus", "kits21", "openkbp"),
-    "totalsegmentator",
+    *("acdc", "bubil", "cads", "chest_xray", "chexmask_u", "embedded", "fairseg", "hippocampus", "kits21"),
+    *("medshapenet", "openkbp", "totalsegmentator"),
 ]
 
 
