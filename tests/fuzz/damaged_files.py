@@ -28,6 +28,7 @@ from medcook.data.readers.dicom import read_series
 from medcook.data.readers.nifti import read_nifti
 from medcook.data.readers.png import read_gray, read_labels
 from medcook.data.readers.sparse_csv import read_sparse, read_voxel_size
+from medcook.data.readers.stl import read_solid
 from medcook.data.safe import read_hdf5_safely
 from medcook.errors import MedcookError
 
@@ -69,6 +70,23 @@ def sizes(path: Path, rng: np.random.Generator) -> None:
     path.write_text("\n".join(f"{value:.3f}" for value in rng.random(3)) + "\n")
 
 
+def tetrahedron(rng: np.random.Generator) -> np.ndarray:
+    """(4, 3, 3) float32: its triangles."""
+    corners = rng.uniform(0, 9, (4, 3)).astype("<f4")
+    return corners[[[0, 1, 2], [0, 1, 3], [0, 2, 3], [1, 2, 3]]]
+
+
+def stl(path: Path, rng: np.random.Generator) -> None:
+    triangles = b"".join(bytes(12) + triangle.tobytes() + bytes(2) for triangle in tetrahedron(rng))
+    path.write_bytes(bytes(80) + struct.pack("<I", 4) + triangles)
+
+
+def ascii_stl(path: Path, rng: np.random.Generator) -> None:
+    facets = ("".join(f"vertex {x} {y} {z}\n" for x, y, z in triangle) for triangle in tetrahedron(rng))
+    text = "".join(f"facet normal 0 0 0\nouter loop\n{corners}endloop\nendfacet\n" for corners in facets)
+    path.write_text(f"solid\n{text}endsolid\n")
+
+
 KINDS: dict[str, tuple[str, Callable, Callable]] = {
     "nifti": (".nii", nifti, read_nifti),
     "nifti.gz": (".nii.gz", nifti, read_nifti),
@@ -78,6 +96,8 @@ KINDS: dict[str, tuple[str, Callable, Callable]] = {
     "dicom": (".dcm", dicom, lambda path: read_series(path.parent)),
     "csv": (".csv", csv, read_sparse),
     "voxel sizes": (".csv", sizes, read_voxel_size),
+    "stl": (".stl", stl, read_solid),
+    "stl in words": (".stl", ascii_stl, read_solid),
 }
 """Name: how its files end, what makes a whole one, and its reader."""
 

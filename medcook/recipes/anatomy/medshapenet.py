@@ -225,7 +225,12 @@ recipe = Recipe(
     },
     source="the abstracts; the authors' code of the anatomy completor, github.com/Jianningli/medshapenet-feedback",
     components=(
-        Component("dataset of 100,000 shapes", "absent", "not at hand; shapes are made from the book's own masks"),
+        Component(
+            "dataset of 100,000 shapes",
+            "simplified",
+            "`medcook data show medshapenet` says where it is, and a reader takes its STL files as volumes. None of it is "
+            "at hand: the benchmark's shapes are made from the book's own masks",
+        ),
         Component("voxels", "implemented", "a structure's mask with spacing, from any case that is a volume"),
         Component(
             "mesh",
