@@ -228,8 +228,8 @@ recipe = Recipe(
         Component(
             "dataset of 100,000 shapes",
             "simplified",
-            "`medcook data show medshapenet` says where it is, and a reader takes its STL files as volumes. None of it is "
-            "at hand: the benchmark's shapes are made from the book's own masks",
+            "`medcook data show medshapenet` says where it is, and a reader takes its STL files as volumes. None of "
+            "it is at hand: the benchmark's shapes are made from the book's own masks",
         ),
         Component("voxels", "implemented", "a structure's mask with spacing, from any case that is a volume"),
         Component(
