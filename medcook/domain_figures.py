@@ -1,6 +1,6 @@
 """What chapter 14 looks at: what scanners do to an image, what that costs a network, and what a remedy brings."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -113,6 +113,15 @@ def remedies_figure(scores: Mapping[str, pd.DataFrame], credit: str) -> Figure:
     axes.grid(axis="x", color="0.9")
     axes.spines[["top", "right", "left"]].set_visible(False)
     return plots.credit(figure, credit)
+
+
+def by_size(
+    a: np.ndarray, b: np.ndarray, distance: Callable[[np.ndarray, np.ndarray], float], sizes: Sequence[int], draws: int
+) -> np.ndarray:
+    """(draws, sizes): distances between so many images of each set of features (N, D) and (M, D), drawn anew."""
+    rng = np.random.default_rng(0)
+    some = lambda rows, count: rows[rng.choice(len(rows), count, replace=False)]  # noqa: E731
+    return np.array([[distance(some(a, size), some(b, size)) for size in sizes] for _ in range(draws)])
 
 
 def distance_figure(curves: Mapping[str, tuple[Sequence[float], np.ndarray]], credit: str) -> Figure:

@@ -77,6 +77,13 @@ def test_remedies_have_their_means_and_intervals(network):
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["nothing", "again"]
 
 
+def test_distances_are_of_as_many_images_as_is_said():
+    a, b = np.zeros((10, 1)), np.arange(10.0)[:, None]
+    found = domain_figures.by_size(a, b, lambda x, y: len(x) + len(y) + y.mean(), (2, 10), draws=3)
+    assert found.shape == (3, 2) and found[:, 1] == pytest.approx(20 + 4.5)
+    assert (found[:, 0] >= 4.5).all() and len(set(found[:, 0])) > 1, "drawn anew, without repeats"
+
+
 def test_distances_are_drawn_in_units_of_the_largest_sets():
     found = np.array([[3.0, 2.0], [5.0, 2.0]])
     figure = domain_figures.distance_figure({"one": ((5, 50), found)}, "embedded")
