@@ -3,7 +3,7 @@
 The source has labels. Of the target there are images, and labels of a few patients at most; the target is scored.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from types import MappingProxyType
@@ -110,6 +110,13 @@ def with_looks(plain: Preparation, looks: Mapping[str, str], otherwise: str) -> 
     return LookPreparation(**kept, looks=tuple(looks.items()), otherwise=otherwise)
 
 
+def kind_of_data(task: CohortTask, looks: Iterable[str]) -> str:
+    """What evidence under these looks counts as, see `medcook.evidence.data_kind`: real images lose it by a scanner."""
+    if task.data.manifest.simulated:
+        return "simulated"
+    return "real-anatomy-simulated" if set(looks) - {PLAIN, ""} else "real"
+
+
 @dataclass(frozen=True)
 class DomainTask(CohortTask):
     """Labelled cases are the source's, unlabelled ones the target's, and the target's patients validate.
@@ -173,6 +180,10 @@ class DomainTask(CohortTask):
         plain = super().preparation
         return with_looks(plain, dict.fromkeys(self.source_patients, PLAIN), self.look) if self.look else plain
 
+    @property
+    def data_kind(self) -> str:
+        return kind_of_data(self, (self.look,))
+
     def is_target(self, patient: str) -> bool:
         """Whether a patient belongs to the target; also of those whom nobody trains on."""
         if self.look:
@@ -197,6 +208,10 @@ class LooksTask(CohortTask):
     """
 
     looks: tuple[str, ...] = field(default=tuple(LOOKS))
+
+    @property
+    def data_kind(self) -> str:
+        return kind_of_data(self, self.looks)
 
     @cached_property
     def preparation(self) -> Preparation:

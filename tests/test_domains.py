@@ -10,6 +10,7 @@ from medcook import domains
 from medcook.data import IGNORE
 from medcook.domains import LOOKS, PLAIN, DomainTask, Look, LooksTask, as_shown, shown
 from medcook.errors import MedcookError
+from medcook.evidence import data_kind
 from medcook.preparation import zscore
 from medcook.tasks import Task
 
@@ -140,3 +141,11 @@ def test_several_scanners_take_turns_and_a_case_can_be_shown_by_any():
         assert torch.equal(task.preparation.images(as_shown(case, PLAIN)), before)
         assert not torch.equal(task.preparation.images(as_shown(case, "negative")), before)
     assert {task.preparation.look_of(case) for case in task.cases("val")} <= {PLAIN, "negative"}
+
+
+def test_real_hearts_under_a_simulated_scanner_do_not_count_as_real():
+    assert data_kind(DomainTask("acdc", look="negative")) == "real-anatomy-simulated"
+    assert data_kind(LooksTask("acdc")) == "real-anatomy-simulated"
+    assert data_kind(DomainTask("acdc", look=PLAIN)) == data_kind(DomainTask("chest_xray")) == "real"
+    assert data_kind(LooksTask("acdc", looks=(PLAIN,))) == "real"
+    assert data_kind(SCANNERS) == data_kind(SITES) == "simulated"

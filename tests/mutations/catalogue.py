@@ -422,6 +422,21 @@ RECIPES = {
         ("first = np.sqrt(first)", "first = first + 0"),
         ("found[1][:, ::-1]", "found[1]"),
     ],
+    "domain_shift/ct_mr_prior": [
+        (
+            'self.structure * self.segmentation(frozen(nets["model"], made), labels)',
+            'self.structure * self.segmentation(frozen(nets["model"], made.detach()), labels)',
+        ),
+        ("* cycles + sum(games)", "* cycles + games[1]"),
+    ],
+    "domain_shift/frd": [
+        ("for root in roots) - 2 * shared)", "for root in roots) - shared)"),
+        ("scores.mean() + NORMAL_95 * scores.std()", "scores.mean() + scores.std()"),
+    ],
+    "domain_shift/_radiomics": [
+        ("high = COIFLET[::-1] * (-1.0) ** np.arange(1, 7)", "high = COIFLET * (-1.0) ** np.arange(1, 7)"),
+        ("(pairs + pairs.T) / (2 * pairs.sum())", "pairs / pairs.sum()"),
+    ],
     "fairness/fairseg": [
         ("return weights * self.seen.sum() / (weights * self.seen).sum()", "return weights"),
         ("bound[known].min() / bound) ** gamma", "bound[known].max() / bound) ** gamma"),
@@ -435,6 +450,7 @@ TESTED_BY = {
     "imperfect_labels/_adversarial": "scribble_aag",
     "interactive/_asking": "scribbleprompt",
     "anatomy/_shapes": "medshapenet",
+    "domain_shift/_radiomics": "frd",
 }
 """Whose tests notice, where these are not in a file of the same name."""
 
