@@ -437,6 +437,15 @@ RECIPES = {
         ("high = COIFLET[::-1] * (-1.0) ** np.arange(1, 7)", "high = COIFLET * (-1.0) ** np.arange(1, 7)"),
         ("(pairs + pairs.T) / (2 * pairs.sum())", "pairs / pairs.sum()"),
     ],
+    "domain_shift/sfda": [
+        ('with forgetful(nets["ended"]):', "if True:"),
+        ("if self.keeps:", "if True:"),
+    ],
+    "domain_shift/mrsegmentator": [
+        ("fitted.predict(as_shown(case, look))", "fitted.predict(case)"),
+        ("return torch.where(there[0] | there[1], truth, proposed)", "return torch.where(there[0], truth, proposed)"),
+        ('nets["annotations"].known(index) | (dice', "(dice"),
+    ],
     "fairness/fairseg": [
         ("return weights * self.seen.sum() / (weights * self.seen).sum()", "return weights"),
         ("bound[known].min() / bound) ** gamma", "bound[known].max() / bound) ** gamma"),
