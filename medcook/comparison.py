@@ -181,7 +181,7 @@ def gain_label(summary: Summary) -> str:
         return f"gain, {summary.unit or 'pixels'} of distance saved"
     if after := re.fullmatch(r"dice_(\d+)", summary.metric):
         return f"gain, Dice after {after[1]} clicks"
-    name = summary.metric.replace("_", " ")
+    name = summary.metric.replace("dice_", "Dice, ").replace("_", " ")
     return f"gain, {name} saved" if summary.metric in LOWER_IS_BETTER else f"gain, {name}"
 
 

@@ -45,14 +45,15 @@ def panels(rows: int = 1, columns: int = 1, *, size: tuple[float, float], **opti
 
 
 def credit(figure: Figure, *manifests: Manifest | str) -> Figure:
-    """Write where the images come from, their licence, and whether they are simulated, under a figure."""
+    """Write where the images come from, their licence, and whether they are simulated, under a figure; each once."""
     lines = []
     for manifest in manifests:
         manifest = load_manifest(manifest) if isinstance(manifest, str) else manifest
         simulated = "Simulated data. " if manifest.simulated else ""
-        line = f"{simulated}{manifest.title}. Licence: {manifest.licence}."
-        lines += textwrap.wrap(line, width=int(CREDIT_CHARACTERS * figure.get_figwidth()))
-    figure.supxlabel("\n".join(lines), fontsize=7, color="0.4")
+        lines.append(f"{simulated}{manifest.title}. Licence: {manifest.licence}.")
+    width = int(CREDIT_CHARACTERS * figure.get_figwidth())
+    wrapped = [part for line in dict.fromkeys(lines) for part in textwrap.wrap(line, width=width)]
+    figure.supxlabel("\n".join(wrapped), fontsize=7, color="0.4")
     return figure
 
 
