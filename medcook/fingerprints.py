@@ -8,6 +8,7 @@ is stale when it no longer agrees.
 
 import inspect
 import json
+import re
 from collections.abc import Callable
 from functools import lru_cache
 from hashlib import sha256
@@ -23,6 +24,7 @@ from medcook.runs import write_atomically
 STEPS, BATCH = 20, 4
 TOLERANCE = 1e-3
 SOURCE_KINDS = (".py", ".safetensors")
+IMPORT = re.compile(r"^from (medcook\.recipes\.[\w.]+) import", re.MULTILINE)
 SOURCES = ("training.py", "methods", "losses.py", "preparation.py", "tasks.py", "networks", "data")
 
 
@@ -100,15 +102,28 @@ def agree(one: dict[str, float], other: dict[str, float]) -> bool:
 
 @lru_cache(maxsize=256)
 def source_hash(kind: type | Callable) -> str:
-    """Hash of the source files that can change what a class or a score does: shared ones, and its own (and bases')."""
+    """Hash of the source files that can change what a class or a score does: shared ones, its own (and its bases'), and
+    what these import from recipes."""
     package = Path(__file__).parent
     shared = SOURCES if isinstance(kind, type) else ("evaluation.py", "metrics.py", "measures")
     files = {path for name in shared for path in package.glob(name if name.endswith(".py") else f"{name}/**/*.py")}
     bases = kind.__mro__ if isinstance(kind, type) else (kind,)
     own = {Path(inspect.getfile(base)) for base in bases if base.__module__.startswith("medcook")}
     libraries = {path.parent for path in own if path.parent.parent == package}  # of chapters: sam, few_shot
-    files |= own | {path for folder in libraries for path in folder.rglob("*") if path.suffix in SOURCE_KINDS}
+    files |= with_imports(own) | {path for folder in libraries for path in folder.rglob("*") if path.suffix in SOURCE_KINDS}
     digest = sha256(torch.__version__.encode())
     for path in sorted(files):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def with_imports(files: set[Path]) -> set[Path]:
+    """Source files and, over any number of steps, the modules of recipes that they import from."""
+    root, found, todo = Path(__file__).parent.parent, set(), list(files)
+    while todo:
+        path = todo.pop()
+        if path not in found:
+            found.add(path)
+            names = IMPORT.findall(path.read_text(encoding="utf-8"))
+            todo += [file for name in names if (file := root / f"{name.replace('.', '/')}.py").exists()]
+    return found

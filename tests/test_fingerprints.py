@@ -12,6 +12,7 @@ from medcook import fingerprints
 from medcook.cohorts import RaterTask
 from medcook.fingerprints import agree, behaviour, fingerprint, source_hash
 from medcook.methods import Supervised
+from medcook.recipes.domain_shift.graphecho import GraphEcho
 
 METHOD = Supervised(channels=(4, 8))
 
@@ -118,13 +119,13 @@ def test_changed_source_is_computed_again(counted, monkeypatch):
     assert len(counted) == 2
 
 
-def hash_with(monkeypatch, changed: str) -> str:
-    """The source hash of Supervised as if the file of this name held one byte more."""
+def hash_with(monkeypatch, changed: str, kind: type = Supervised) -> str:
+    """The source hash of a method as if the file of this name held one byte more."""
     original = Path.read_bytes
     with monkeypatch.context() as patched:
         patched.setattr(Path, "read_bytes", lambda path: original(path) + b"#" * (path.name == changed))
         source_hash.cache_clear()
-        found = source_hash(Supervised)
+        found = source_hash(kind)
     source_hash.cache_clear()
     return found
 
@@ -147,3 +148,9 @@ def test_the_recipe_of_a_method_is_part_of_its_source(tmp_path, monkeypatch):
         Path(module.__file__).write_text(content)
         found.add(source_hash(type("MadeUp", (Supervised,), {"__module__": module.__name__})))
     assert len(found) == 2 and source_hash(Supervised) not in found
+
+
+def test_what_a_recipe_imports_from_its_neighbours_is_part_of_its_source(monkeypatch):
+    same = source_hash(GraphEcho)
+    assert hash_with(monkeypatch, "_adversarial.py", GraphEcho) != same, "_output_space.py imports it"
+    assert hash_with(monkeypatch, "ripu.py", GraphEcho) == same

@@ -446,6 +446,14 @@ RECIPES = {
         ("return torch.where(there[0] | there[1], truth, proposed)", "return torch.where(there[0], truth, proposed)"),
         ('nets["annotations"].known(index) | (dice', "(dice"),
     ],
+    "domain_shift/graphecho": [
+        ("here, there = torch.isin(kinds, others), torch.isin(others, kinds)", "here, there = kinds >= 0, others >= 0"),
+        ("plan.masked_fill(~same, 0).amax(1)", "plan.amax(1)"),
+    ],
+    "anatomy/saliency_acm": [
+        ("pull + weight * (one - two) * (values - fitted)", "pull + (one - two) * (values - fitted)"),
+        ("torch.where(swapped, 1 - found, found)", "found"),
+    ],
     "fairness/fairseg": [
         ("return weights * self.seen.sum() / (weights * self.seen).sum()", "return weights"),
         ("bound[known].min() / bound) ** gamma", "bound[known].max() / bound) ** gamma"),
