@@ -110,7 +110,8 @@ def source_hash(kind: type | Callable) -> str:
     bases = kind.__mro__ if isinstance(kind, type) else (kind,)
     own = {Path(inspect.getfile(base)) for base in bases if base.__module__.startswith("medcook")}
     libraries = {path.parent for path in own if path.parent.parent == package}  # of chapters: sam, few_shot
-    files |= with_imports(own) | {path for folder in libraries for path in folder.rglob("*") if path.suffix in SOURCE_KINDS}
+    files |= {path for folder in libraries for path in folder.rglob("*") if path.suffix in SOURCE_KINDS}
+    files |= with_imports(own)
     digest = sha256(torch.__version__.encode())
     for path in sorted(files):
         digest.update(path.read_bytes())
