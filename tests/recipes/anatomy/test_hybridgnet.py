@@ -13,6 +13,7 @@ from torch import nn
 from torch.distributions import Normal, kl_divergence
 
 from medcook import metrics
+from medcook.cohorts import first_attributes
 from medcook.data import Case
 from medcook.data.landmarks import filled, landmarks
 from medcook.errors import MedcookError
@@ -245,6 +246,22 @@ def test_a_square_is_hidden_at_a_place_that_follows_from_the_name():
     assert rows[0]["dice_covered"] == pytest.approx(metrics.dice(mask, truth))
     assert rows[0]["hd95_covered"] == pytest.approx(metrics.hd95(mask, truth, None))
     assert rows[0]["pieces_covered"] == pieces(mask)
+
+
+@pytest.mark.component("domain shift")
+def test_one_hospital_is_learnt_from_and_all_are_tested():
+    task = hybridgnet.recipe.scales["quick"].task
+
+    def sites(patients) -> set[str]:
+        return {first_attributes(task.data, patient)["site"] for patient in patients}
+
+    assert sites(task.labelled_patients) == sites(task.val_patients) == {"north"}
+    assert sites(task.data.split.test) > {"north"}
+    full = hybridgnet.recipe.scales["full"].task
+    assert full.evaluation == "test" and full.keep == (("site", "Shenzhen"),)
+    inside = chest().float()
+    row = occluded(fitted(lambda images: torch.stack([1 - inside, inside], dim=1)), a_case("a"))[0]
+    assert row["group"] == "Shenzhen", "by which results are told apart"
 
 
 def test_the_ablation_is_without_lookups_and_all_arms_are_augmented_alike():
