@@ -56,19 +56,16 @@ def legend_of(structures: Mapping[int, str]) -> tuple[list, list[str]]:
 
 
 def across_looks(fitted: Mapping[str, Fitted], looks: Sequence[str], patients: Sequence[str]) -> pd.DataFrame:
-    """Mean Dice of each network (a row) under each look (a column), over the cases of validation patients."""
-    scores = {name: {look: [] for look in looks} for name in fitted}
+    """Mean Dice over structures and cases of each network (a row) under each look (a column)."""
     one = next(iter(fitted.values()))
+    scores = {name: {look: [] for look in looks} for name in fitted}
     for case in one.task.data.cases(patients):
         for look in looks:
             seen = as_shown(case, look)
             for name, network in fitted.items():
-                scores[name][look] += evaluation.score_case(network.predict(seen), case, network.task.structures)
-    means = {
-        name: {look: float(pd.DataFrame(rows).groupby("patient_id")["dice"].mean().mean()) for look, rows in of.items()}
-        for name, of in scores.items()
-    }
-    return pd.DataFrame(means).T
+                answer = network.predict(seen)
+                scores[name][look] += [dice(answer == value, case.label == value) for value in network.task.structures]
+    return pd.DataFrame({name: {look: np.mean(found) for look, found in of.items()} for name, of in scores.items()}).T
 
 
 def matrix_figure(table: pd.DataFrame, credit: str) -> Figure:
