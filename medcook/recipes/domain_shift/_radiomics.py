@@ -215,17 +215,21 @@ def ngtdm(levels: np.ndarray) -> np.ndarray:
     return np.array([min(coarse, 1e6), spread * s.sum() / levels.size, busy, mixed, strength])
 
 
-@lru_cache(maxsize=1)
-def network() -> SqueezeNet:
-    """SqueezeNet as ImageNet left it, once a process."""
-    return load_squeezenet()
+@lru_cache(maxsize=2)
+def network(kind: str = "imagenet") -> SqueezeNet:
+    """SqueezeNet as ImageNet left it, or with `random` weights, always the same; once a process."""
+    if kind == "imagenet":
+        return load_squeezenet()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return SqueezeNet(features_only=True).eval()
 
 
 @torch.no_grad()
-def imagenet(image: np.ndarray) -> np.ndarray:
+def imagenet(image: np.ndarray, kind: str = "imagenet") -> np.ndarray:
     """(512,) of an image (H, W): the mean of SqueezeNet's last features."""
     grey = torch.from_numpy(image).float().expand(1, 3, -1, -1)
-    return network().features(PHOTOGRAPH * grey).mean((2, 3))[0].double().numpy()
+    return network(kind).features(PHOTOGRAPH * grey).mean((2, 3))[0].double().numpy()
 
 
 _known: dict[tuple, np.ndarray] = {}
@@ -237,7 +241,7 @@ def described(images: Tensor, kind: str, filtered: bool) -> np.ndarray:
     for image in images[:, 0].float().cpu().numpy():
         key = (sha256(image.tobytes()).digest(), image.shape, kind, filtered)
         if key not in _known:
-            _known[key] = radiomics(image, filtered) if kind == "radiomics" else imagenet(image)
+            _known[key] = radiomics(image, filtered) if kind == "radiomics" else imagenet(image, kind)
         found.append(_known[key])
     return np.stack(found)
 
@@ -246,16 +250,17 @@ def described(images: Tensor, kind: str, filtered: bool) -> np.ndarray:
 class Describing(Method):
     """A method that looks at images by their features. As a base class it makes runs depend on what stands above.
 
-    features      `radiomics`, or `imagenet`: SqueezeNet's, as FID would have them
+    features      `radiomics`; `imagenet`: SqueezeNet's, as FID would have them; `random`: those of a SqueezeNet that
+                  knows nothing, where there is no network to fetch weights
     filtered      whether filtered versions of the image are described too (radiomics)
     """
 
-    features: Literal["radiomics", "imagenet"] = "radiomics"
+    features: Literal["radiomics", "imagenet", "random"] = "radiomics"
     filtered: bool = True
 
     def size(self) -> int:
         """How many features an image has."""
-        return FEATURES if self.features == "imagenet" else COUNT * (VERSIONS if self.filtered else 1)
+        return FEATURES if self.features != "radiomics" else COUNT * (VERSIONS if self.filtered else 1)
 
     def describe(self, images: Tensor) -> np.ndarray:
         """(N, D) of images (N, C, H, W)."""
