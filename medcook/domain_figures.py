@@ -84,9 +84,9 @@ def matrix_figure(table: pd.DataFrame, credit: str) -> Figure:
 
 
 def matched(images: Tensor, reference: np.ndarray) -> Tensor:
-    """Prepared images whose brightness is distributed as the sorted `reference`: the order of pixels stays."""
+    """Prepared images whose brightness is distributed as `reference`: the order of pixels stays."""
     ranks = images.flatten().argsort().argsort().double() / max(images.numel() - 1, 1)
-    quantiles = np.quantile(reference, ranks.numpy())
+    quantiles = np.interp(ranks.numpy(), np.linspace(0, 1, len(reference)), np.sort(reference))
     return torch.from_numpy(quantiles).float().view(images.shape)
 
 

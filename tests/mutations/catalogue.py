@@ -154,7 +154,7 @@ CORE = {
         ('return case.attributes.get("look") or', "return"),
     ],
     ("domain_figures.py", "test_domain_figures.py"): [
-        ("np.quantile(reference, ranks.numpy())", "np.quantile(reference, 1 - ranks.numpy())"),
+        ("np.interp(ranks.numpy(),", "np.interp(1 - ranks.numpy(),"),
         ("seen = as_shown(case, look)", "seen = case"),
     ],
     ("shape_figures.py", "test_shape_figures.py"): [

@@ -216,6 +216,7 @@ recipe = Recipe(
         "without standardisation": Arm(Domain(standardised=False)),
         "without filters": Arm(Domain(filtered=False)),
         "standardised ImageNet features": Arm(Domain(features="imagenet")),
+        "random features": Arm(Domain(features="random", standardised=False)),
     },
     compare=("radiomics", "ImageNet features"),
     ablation=("radiomics", "without standardisation"),
@@ -227,10 +228,7 @@ recipe = Recipe(
             InDomainTask("embedded", keep=(("site", "north"),)),
             Budget(steps=2, batch=4, checks=0),
             replicates=1,
-            arms=("ImageNet features", "radiomics", "without standardisation"),
-            methods={"ImageNet features": Domain(features="random", standardised=False)},
-            claim="The distance in standardised radiomic features tells simulated sites apart better than that in the "
-            "features of a network with random weights, which stands in where ImageNet's are not at hand.",
+            arms=("random features", "radiomics", "without standardisation"),
         ),
         "full": Scale(
             InDomainTask("chest_xray", keep=(("site", "Shenzhen"),)),
