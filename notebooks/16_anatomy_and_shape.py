@@ -153,6 +153,11 @@ cut = torch.tensor([0, 0, 0, 1, 1, 1, 1, 1]).reshape(1, 1, 8) > 0
 for name, one in (("with neighbours", medshapenet.Completion()), ("alone", medshapenet.Completion(neighbours=False))):
     print(name, one.partial(line, 1, cut, 3).flatten(1).int().tolist())
 
+# %% tags=["nbval-check-output", "mechanism"]
+asked = medshapenet.draw_cut(torch.ones(4, 6, 8, dtype=torch.bool), "half-space", torch.Generator().manual_seed(0))
+every = medshapenet.draw_cut(asked, "whole")
+print(f"a half-space takes {asked.float().mean():.3f} of a block, `whole` {every.float().mean():.3f}")
+
 # %% [markdown]
 # ## Where the image shows nothing
 # Two networks trained at one hospital, one of pixels and one of contours. A square of the image is hidden. Neither has
