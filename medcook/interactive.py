@@ -22,6 +22,7 @@ from medcook.evaluation import row
 from medcook.losses import find_loss
 from medcook.methods import Batch, Method, Moment
 from medcook.networks import build_network
+from medcook.precision import autocast
 from medcook.preparation import Preparation, preparation_for
 from medcook.sam.prompts import deepest, largest_part
 from medcook.tasks import Samples
@@ -234,7 +235,7 @@ Click = Callable[[Tensor, Tensor, Tensor], Tensor]
 def session(fitted, images: Tensor, truth: Tensor, counts: Sequence[int] = COUNTS, click: Click = careful_click):
     """{n: answers (B, *size) bool after n clicks} of a trained method about masks (B, *size) on (B, C, *size)."""
     method, net = fitted.method, fitted.nets["average"]
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=fitted.cost["precision"] == "bfloat16"):
+    with autocast(fitted.cost):
         state, marks, before = method.start(net, images), no_marks(truth), None
         answer, found = torch.zeros_like(truth), {}
         for count in range(1, max(counts) + 1):

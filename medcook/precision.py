@@ -3,6 +3,7 @@
 import json
 import platform
 import time
+from collections.abc import Mapping
 from hashlib import sha256
 
 import torch
@@ -25,6 +26,11 @@ def resolve_precision(wanted: str) -> str:
         raise MedcookError(f"There is no precision {wanted!r}.", f"Choose auto, {' or '.join(PRECISIONS)}.")
     found = timed_precisions()
     return "bfloat16" if found["bfloat16"] < GAIN * found["float32"] else "float32"
+
+
+def autocast(cost: Mapping) -> torch.autocast:
+    """Where a trained network predicts: in the precision of its training, which its cost names."""
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=cost["precision"] == "bfloat16")
 
 
 def timed_precisions() -> dict[str, float]:

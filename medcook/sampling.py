@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from medcook.data.case import Case
+from medcook.precision import autocast
 from medcook.training import Fitted
 
 T = TypeVar("T")
@@ -27,7 +28,7 @@ def case_samples(fitted: Fitted, case: Case, count: int, seed: int = 0) -> Tenso
     preparation = fitted.task.preparation
     with (
         torch.random.fork_rng(),
-        torch.autocast("cpu", dtype=torch.bfloat16, enabled=fitted.cost["precision"] == "bfloat16"),
+        autocast(fitted.cost),
     ):
         torch.manual_seed(crc32(f"{case.case_id} {seed}".encode()))
         parts = [fitted.method.samples(fitted.nets, part, count) for part in preparation.images(case).split(16)]

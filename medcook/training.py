@@ -20,7 +20,7 @@ from medcook.errors import MedcookError, Paused
 from medcook.fingerprints import behaviour, source_hash
 from medcook.methods import Batch, Method, Moment
 from medcook.networks import parameters
-from medcook.precision import resolve_precision
+from medcook.precision import autocast, resolve_precision
 from medcook.runs import RunFolder, content_key
 from medcook.tasks import Budget, Samples, Task
 
@@ -54,7 +54,7 @@ class Fitted:
             raise MedcookError(f"This run kept no {checkpoint!r} checkpoint.", f"It has: {', '.join(self.weights)}.")
         self.nets.load_state_dict(self.weights[checkpoint])
         self.nets.eval()
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.cost["precision"] == "bfloat16"):
+        with autocast(self.cost):
             return torch.cat([self.method.predict(self.nets, part) for part in images.split(16)]).float()
 
     def probabilities(self, case: Case, checkpoint: str = "last") -> Tensor:

@@ -284,6 +284,13 @@ several = {paper: table for paper, table in clicked.items() if table["clicks"].n
 interactive_figures.clicks_figure(several, "acdc", "hippocampus")
 
 # %% [markdown]
+# ScribblePrompt's first answer to what people scribbled, and to clicks:
+
+# %%
+drawn = evidence_frame("scribbleprompt", "full").groupby("arm", sort=False)
+drawn[["dice_scribble", "dice_1", "dice_5"]].mean().round(3)
+
+# %% [markdown]
 # What each kind of prompt brings at once, by the network that takes them all:
 
 # %%

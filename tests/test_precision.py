@@ -31,3 +31,9 @@ def test_an_unknown_precision_is_refused():
 
 def test_a_training_step_can_be_timed():
     assert precision.time_step(torch.float32, repeats=1) > 0
+
+
+def test_a_trained_network_predicts_in_the_precision_of_its_training():
+    for name, wanted in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        with precision.autocast({"precision": name}):
+            assert torch.nn.Linear(2, 2)(torch.zeros(1, 2)).dtype == wanted

@@ -25,9 +25,11 @@ from medcook.interactive import overlap
 from medcook.losses import find_loss
 from medcook.methods import Batch, Moment
 from medcook.networks.unet import UNet
+from medcook.precision import autocast
 from medcook.recipes.anatomy._shapes import Shape, chamfer
 from medcook.recipes.recipe import Arm, Component, Recipe, Scale
 from medcook.recipes.volumes._settings import VolumeNetwork
+from medcook.sampling import once
 from medcook.tasks import Budget, VolumeTask
 
 CUTS = ("half-space", "ball", "whole")
@@ -105,7 +107,7 @@ class Completion(VolumeNetwork):
 
     def complete(self, fitted, partial: Tensor, value: int) -> Tensor:
         """(B, *size) bool: where partial labels (B, 2 S, *size) have a structure, as a trained method has it."""
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=fitted.cost["precision"] == "bfloat16"):
+        with autocast(fitted.cost):
             logits = fitted.nets["average"](partial).float()
         return logits[:, value] > logits[:, 0]
 
@@ -121,19 +123,22 @@ class NearestShapes(Completion):
     count: int | None = 10
 
     def complete(self, fitted, partial: Tensor, value: int) -> Tensor:
-        kept = vars(fitted)
-        if "shapes" not in kept:
-            labels = torch.as_tensor(fitted.task.samples("labelled").labels)
-            kept["shapes"] = torch.stack([labels == number for number in range(1, fitted.task.classes)], dim=1)
-            kept["spectra"] = torch.cat([spectrum(part) for part in kept["shapes"].split(16)])
+        shapes, spectra = once(fitted, "shapes", lambda: training_shapes(fitted.task))
         found = []
         for seen, unknown in (part.chunk(2) for part in partial):
-            differ, shifts = fit(kept["spectra"], seen, unknown)
+            differ, shifts = fit(spectra, seen, unknown)
             best = differ.argsort(stable=True)[: self.count]
-            moved = [shifted(kept["shapes"][i, value - 1], shifts[i].tolist()) for i in best]
+            moved = [shifted(shapes[i, value - 1], shifts[i].tolist()) for i in best]
             others = torch.cat([seen[: value - 1], seen[value:]]).any(0)
             found.append((torch.stack(moved).float().mean(0) > 0.5) & ~others)
         return torch.stack(found)
+
+
+def training_shapes(task) -> tuple[Tensor, Tensor]:
+    """(N, S, *size) bool: the S structures of the N training volumes, and their `spectrum`."""
+    labels = torch.as_tensor(task.samples("labelled").labels)
+    shapes = torch.stack([labels == number for number in range(1, task.classes)], dim=1)
+    return shapes, torch.cat([spectrum(part) for part in shapes.split(16)])
 
 
 def spectrum(volumes: Tensor) -> Tensor:

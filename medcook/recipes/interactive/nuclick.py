@@ -27,6 +27,7 @@ from medcook.evaluation import row
 from medcook.interactive import BESIDE, MEANT, Guided, chosen_structure, gaussians, no_marks, overlap
 from medcook.losses import soft_dice
 from medcook.methods import Batch, Moment
+from medcook.precision import autocast
 from medcook.recipes.architectures._blocks import resized
 from medcook.recipes.interactive._settings import BASELINE, CHANNELS, HEARTS, scales
 from medcook.recipes.recipe import Arm, Component, Recipe
@@ -240,7 +241,7 @@ def one_click_rows(fitted, case: Case) -> list[dict]:
                 if getattr(method, "guide", "click") == "squiggle" and name == "dice":
                     marks[:, MEANT] = torch.from_numpy(np.stack([squiggle(mask, 0) for mask in truth.numpy()]))
                 marks[:, BESIDE] &= getattr(method, "exclusion", False)
-                with torch.autocast("cpu", dtype=torch.bfloat16, enabled=fitted.cost["precision"] == "bfloat16"):
+                with autocast(fitted.cost):
                     answer = method.respond(net, method.start(net, images[there]), marks, None)
                 found[name] = overlap(answer.argmax(1) == 1, truth)
             rows.append(row(case, structure, **found))

@@ -24,6 +24,7 @@ from medcook.data.transforms import Augment
 from medcook.evaluation import row
 from medcook.interactive import MEANT, Guided, gaussians, no_marks, random_pixels
 from medcook.methods import Batch, Moment
+from medcook.precision import autocast
 from medcook.recipes.interactive._settings import DEEP_CHANNELS, HIPPOCAMPI, VOLUME_AUGMENTATION, scales
 from medcook.recipes.recipe import Arm, Component, Recipe
 from medcook.tasks import Budget
@@ -120,7 +121,7 @@ def marker_rows(fitted, case: Case) -> list[dict]:
     with torch.random.fork_rng():
         torch.manual_seed(zlib.crc32(case.case_id.encode()))
         marks = method.first(truth)
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=fitted.cost["precision"] == "bfloat16"):
+    with autocast(fitted.cost):
         probability = method.delineate(fitted.nets, images, marks)
     answer = preparation.restore(probability, case).argmax(0).numpy()
     found = metrics.score(answer == 1, case.label == method.structure, case.spacing)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from chest import chest
 from scipy import ndimage
 from torch import nn
 from torch.distributions import Normal, kl_divergence
@@ -29,14 +30,6 @@ LATE = Moment(9, 10)
 
 def method(**settings) -> ContourNet:
     return ContourNet(**TINY | settings)
-
-
-def chest(size: int = 32) -> torch.Tensor:
-    """(1, size, size) labels: two boxes for lungs."""
-    label = torch.zeros(1, size, size, dtype=torch.uint8)
-    label[:, size // 4 : size // 2 + 8, 4:12] = 1
-    label[:, size // 4 : size // 2 + 4, 18:27] = 1
-    return label
 
 
 def batch(count: int = 2) -> Batch:

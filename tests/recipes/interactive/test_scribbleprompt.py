@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from gradients import assert_every_parameter_is_trained
+from obedient import Obedient
 from scipy import ndimage
 from skimage.morphology import skeletonize
 from skimage.segmentation import felzenszwalb
@@ -277,23 +278,9 @@ def test_every_answer_of_a_step_is_trained_and_the_second_knows_the_first():
     assert loss.item() == pytest.approx(wanted.item(), abs=1e-4)
 
 
-class Obedient(nn.Module):
-    """Answers with what lies within three pixels of a mark of what is meant."""
-
-    classes = 4
-
-    def __init__(self, seen: list):
-        super().__init__()
-        self.seen = seen
-
-    def forward(self, images, guidance):
-        self.seen.append(guidance)
-        return torch.stack([torch.zeros_like(images[:, 0]), (guidance[:, MEANT] > np.exp(-(3**2) / 32)) * 2.0 - 1], 1)
-
-
 def fitted(one: Guided, seen: list) -> SimpleNamespace:
     task = SimpleNamespace(preparation=Preparation(size=(65, 65)), targets={3: "disc"}, structures={3: "disc"})
-    nets = nn.ModuleDict({"average": Obedient(seen)})
+    nets = nn.ModuleDict({"average": Obedient(seen, 3)})
     return SimpleNamespace(
         method=one, task=task, cost={"precision": "float32"}, nets=nets, weights={"last": nets.state_dict()}
     )

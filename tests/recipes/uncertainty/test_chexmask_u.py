@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from chest import chest
 from numpy.polynomial import chebyshev
 from scipy.sparse.csgraph import laplacian
 from torch.distributions import Normal, kl_divergence
@@ -29,14 +30,6 @@ from medcook.recipes.uncertainty.chexmask_u import (
 
 TINY = dict(channels=(4, 8, 8), latents=6, nodes=12, width=8, order=3, draws=8, skips=(1, 2))
 LATE = Moment(9, 10)
-
-
-def chest(size: int = 32) -> torch.Tensor:
-    """(1, size, size) labels: two boxes for lungs."""
-    label = torch.zeros(1, size, size, dtype=torch.uint8)
-    label[:, size // 4 : size // 2 + 8, 4:12] = 1
-    label[:, size // 4 : size // 2 + 4, 18:27] = 1
-    return label
 
 
 def batch(count: int = 2) -> Batch:
