@@ -44,7 +44,7 @@ def frame(axes, points: np.ndarray) -> None:
     axes.seen = [seen.min(0), seen.max(0)]
     low, high = axes.seen
     axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), zlim=(low[2], high[2]))
-    axes.set_box_aspect(np.maximum(high - low, 1e-9), zoom=1.3)
+    axes.set_box_aspect(np.maximum(high - low, 1e-9), zoom=1.1)
     axes.set_axis_off()
     axes.view_init(elev=25, azim=-60)
 
