@@ -23,6 +23,7 @@ from medcook.handover import handover_view
 from medcook.imperfect_figures import noise_view
 from medcook.metrics import dice
 from medcook.plots import as_slices, show_slice
+from medcook.pretraining_figures import alike_figure
 from medcook.shape_figures import covered_figure
 from medcook.volumes import AXES, most_wrong, plane_view
 
@@ -198,6 +199,15 @@ def hiding_explorer(
         return covered_figure(seen.numpy(), mask, titled, manifest)
 
     return live(draw, row, column)
+
+
+def neighbour_explorer(
+    networks: Mapping[str, Tensor], images: Tensor, case_of: Tensor, manifest: Manifest
+) -> widgets.VBox:
+    """Choose a slice of (N, 1, H, W), and see which slices of others a network finds like it (see `alike_figure`)."""
+    which = widgets.Dropdown(options=list(networks), description="network")
+    number = widgets.IntSlider(len(images) // 2, 0, len(images) - 1, description="slice")
+    return live(lambda name, k: alike_figure({name: networks[name]}, images, case_of, k, manifest), which, number)
 
 
 def live(draw: Callable[..., Figure], *controls: widgets.ValueWidget) -> widgets.VBox:

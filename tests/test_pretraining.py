@@ -156,7 +156,7 @@ def run():
 
 def test_the_pretext_gets_its_share_of_the_steps_and_unlabelled_images_as_they_are(run):
     method, _, extra = run
-    assert [now for _, now in method.seen] == [Moment(step, 6) for step in range(6)]
+    assert [now for _, now in method.seen] == [Moment(step, 5) for step in range(5)]
     for batch, _ in method.seen:
         assert (batch.labels == IGNORE).all()
         assert torch.equal(batch.images, extra.images[batch.index])
@@ -167,7 +167,7 @@ def test_the_loss_of_the_second_phase_is_the_supervised_one(run):
     images, labels = torch.randn(2, 1, 16, 16), torch.randint(0, 4, (2, 16, 16), dtype=torch.uint8)
     nets = fitted.nets.train()
     wanted = Supervised(channels=(4, 4)).training_step(nets, Batch(images, labels), None, Moment(0, 4))
-    assert torch.allclose(method.training_step(nets, Batch(images, labels), None, Moment(6, 10)), wanted)
+    assert torch.allclose(method.training_step(nets, Batch(images, labels), None, Moment(5, 10)), wanted)
 
 
 def test_labelled_batches_are_augmented_and_others_are_not():
@@ -186,8 +186,8 @@ def test_the_rate_rises_and_falls_once_in_each_phase():
         rates.append(optimiser.param_groups[0]["lr"])
         optimiser.step()
         schedule.step()
-    assert rates == pytest.approx([2 * one_cycle(k, 30) for k in range(30)] + [one_cycle(k, 20) for k in range(20)])
-    assert max(rates[:30]) == pytest.approx(2) and max(rates[30:]) == pytest.approx(1)
+    assert rates == pytest.approx([2 * one_cycle(k, 25) for k in range(25)] + [one_cycle(k, 25) for k in range(25)])
+    assert max(rates[:25]) == pytest.approx(2) and max(rates[25:]) == pytest.approx(1)
 
 
 def test_the_average_forgets_the_pretext_when_labels_come():
@@ -195,14 +195,29 @@ def test_the_average_forgets_the_pretext_when_labels_come():
     nets["average"].requires_grad_(False)
     nn.init.constant_(nets["model"].head.weight, 1.0)
     nn.init.constant_(nets["average"].head.weight, 0.0)
-    Blank().after_step(nets, Moment(6, 10))
+    Blank().after_step(nets, Moment(5, 10))
     assert nets["average"].head.weight.mean().item() == pytest.approx(0.9)
 
 
-def test_from_scratch_there_is_no_pretext():
-    method = FromScratch(channels=(4, 4))
+def test_from_scratch_nothing_moves_until_labels_come():
+    method, task = FromScratch(channels=(4, 4), share=0.5), OWN
+    labelled, extra = task.samples("labelled"), task.samples("unlabelled")
+    loop = Loop(method, task, Budget(steps=4, batch=2), "float32", 0, labelled, extra, None, progress=False)
+    start = loop.build()["model"].state_dict()
+    batch = Batch(labelled.images[:2], labelled.labels[:2])
+    nets = loop.build()
+    optimiser, schedule = method.optimise(list(nets["model"].parameters()), 4)
+    for step in range(4):
+        assert torch.equal(nets["model"].head.weight, start["head.weight"]) == (step <= 2)
+        method.training_step(nets, batch, None, Moment(step, 4)).backward()
+        optimiser.step()
+        schedule.step()
+    assert loop.run().history["loss"][:2] == [0.0, 0.0]
+
+
+def test_without_waiting_all_steps_are_supervised():
+    method = FromScratch(channels=(4, 4), share=0.0)
     assert not method.phase(Moment(0, 10))[0]
-    assert "pretext" not in method.build(1, 2, 2)
     batch = Batch(torch.randn(2, 1, 16, 16), torch.ones(2, 16, 16, dtype=torch.uint8))
     nets = method.build(1, 2, 2)
     same = Supervised(channels=(4, 4)).training_step(nets, batch, None, Moment(0, 10))

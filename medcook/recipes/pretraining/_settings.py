@@ -13,12 +13,15 @@ LABELLED = 3
 """Patients with labels: the literature's 5% of acdc."""
 
 BASELINE = FromScratch()
-"""The same network, from random weights: all steps of the run train on the labels."""
+"""The same network from random weights, with as many steps on the labels as those that a pretext prepared."""
 
-BUDGET = Budget(steps=500, batch=8, checks=4)
-"""The steps of both phases together."""
+LONGER = FromScratch(share=0.0)
+"""The same, with the pretext's steps on the labels, too: as many steps as anybody has."""
 
-VOLUME_BUDGET = Budget(steps=200, batch=4, checks=2)
+BUDGET = Budget(steps=600, batch=8, checks=4)
+"""The steps of both phases together, half of them with labels."""
+
+VOLUME_BUDGET = Budget(steps=240, batch=4, checks=2)
 
 HEARTS = PoolTask("acdc", labelled=LABELLED, evaluation="test", pool=("acdc",))
 HIPPOCAMPI = VolumePoolTask("hippocampus", labelled=LABELLED, evaluation="test", pool=("hippocampus",))
@@ -32,5 +35,5 @@ def scales(quick: Task, full: Task, *arms: str, budget: Budget = BUDGET) -> dict
     return {"quick": Scale(quick, small, replicates=1), "full": Scale(full, budget, arms=arms or None)}
 
 
-__all__ = ["BASELINE", "BRAINS", "BRAIN_VOLUMES", "BUDGET", "CHANNELS", "HEARTS", "HIPPOCAMPI", "VOLUME_BUDGET"]
-__all__ += ["VOLUME_CHANNELS", "scales"]
+__all__ = ["BASELINE", "BRAINS", "BRAIN_VOLUMES", "BUDGET", "CHANNELS", "HEARTS", "HIPPOCAMPI", "LONGER"]
+__all__ += ["VOLUME_BUDGET", "VOLUME_CHANNELS", "scales"]

@@ -1,0 +1,8 @@
+def contrast(first, second, heat):
+    """InfoNCE of two views (B, D): mean over b of -log(exp(s_bb / heat) / sum over j of exp(s_bj / heat))."""
+    first = first / np.linalg.norm(first, axis=1, keepdims=True)
+    second = second / np.linalg.norm(second, axis=1, keepdims=True)
+    scores = first @ second.T / heat
+    highest = scores.max(1, keepdims=True)
+    logs = highest[:, 0] + np.log(np.exp(scores - highest).sum(1))
+    return float((logs - np.diag(scores)).mean())
