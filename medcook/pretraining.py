@@ -252,6 +252,11 @@ class Pretrained(Method):
         return self.augmentation(images, None, rng)[0]
 
 
+def nothing() -> Tensor:
+    """The loss of a step in which no weight shall move: there is nothing that a gradient could come from."""
+    return torch.zeros((), requires_grad=True)
+
+
 @dataclass
 class FromScratch(Pretrained):
     """No pretext: the network waits for the labels, and has as many steps with them as one that does not.
@@ -260,8 +265,7 @@ class FromScratch(Pretrained):
     """
 
     def pretext(self, nets: nn.ModuleDict, images: Batch, now: Moment) -> Tensor:
-        """Nothing that a gradient could come from, so no weight moves."""
-        return torch.zeros((), requires_grad=True)
+        return nothing()
 
 
 def encoded(net: nn.Module, images: Tensor) -> Tensor:
@@ -312,6 +316,7 @@ __all__ = [
     "follow",
     "fresh",
     "info_nce",
+    "nothing",
     "one_cycle",
     "origin",
     "pooled",

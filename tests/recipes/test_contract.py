@@ -114,6 +114,7 @@ def test_one_step_of_every_arm_learns(recipe):
             loss.backward()
             assert torch.isfinite(loss)
             gradients = [p.grad for p in nets.parameters() if p.requires_grad]
-            assert any(g is not None and g.abs().max() > 0 for g in gradients)
+            learns = any(g is not None and g.abs().max() > 0 for g in gradients)
+            assert learns or (now.step == 0 and loss.item() == 0), "only who waits for labels may stand still"
             method.after_step(nets, now)
         assert method.predict(nets.eval(), batch.images).shape == (2, task.classes, *labels.shape[1:])
