@@ -11,17 +11,20 @@ The centre c keeps one prototype from winning everywhere, the low temperature ke
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medcook.methods import Moment
-from medcook.methods.method import follow
-from medcook.pretraining import fresh, pooled
+from medcook.errors import MedcookError
+from medcook.methods import Batch, Moment
+from medcook.pretraining import Pretrained, follow, fresh, nothing, pooled
+from medcook.recipes.pretraining._pyramid import PyramidNet
+from medcook.recipes.pretraining._settings import BRAINS
 
 STUDENT_HEAT, TEACHER_HEAT = 0.1, 0.04
-CENTRE, MOMENTUM = 0.9, 0.99
+CENTRE, MOMENTUM = 0.9, 0.97
 """How much of the centre and of the teacher stays in a step. The teacher's share grows to 1 along half a cosine.
 
 DINO starts at 0.996, for trainings of many epochs; here the teacher has to move within a hundred steps.
@@ -29,12 +32,17 @@ DINO starts at 0.996, for trainings of many epochs; here the teacher has to move
 
 
 class Prototypes(nn.Module):
-    """(B, inputs) features to (B, count) scores: three layers, unit length, and unit prototypes, as DINO's head."""
+    """(B, inputs) features to (B, count) scores: three layers, unit length, and unit prototypes.
+
+    As DINO's head, with the batch normalisation that its code offers: without it a short training finds all images alike.
+    """
 
     def __init__(self, inputs: int, count: int, hidden: int = 128, width: int = 64):
         super().__init__()
-        layers = [nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, width)]
-        self.layers = nn.Sequential(*layers)
+        between = lambda: (nn.BatchNorm1d(hidden), nn.GELU())  # noqa: E731
+        self.layers = nn.Sequential(
+            nn.Linear(inputs, hidden), *between(), nn.Linear(hidden, hidden), *between(), nn.Linear(hidden, width)
+        )
         self.prototypes = nn.Linear(width, count, bias=False)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -96,3 +104,48 @@ class Dino(nn.Module):
         kept = 1 - (1 - MOMENTUM) * (1 + math.cos(math.pi * now.fraction)) / 2
         follow(self.teacher, encoder, kept)
         follow(self.teacher_head, self.head, kept)
+
+
+@dataclass
+class Distilled(Pretrained):
+    """DINO for a network's encoder, then all of the network on labels; a subclass says which network.
+
+    waits  there is no DINO, and nothing happens in its place
+    size   of a large crop in pixels; small ones have half of it
+    small  how many small crops there are beside the two large ones
+    """
+
+    rate: float = 1e-3
+    pretext_rate: float = 3e-4
+    waits: bool = False
+    size: int = 64
+    small: int = 2
+
+    axes = 2
+    trial = BRAINS
+
+    def model(self, inputs: int, classes: int) -> PyramidNet:
+        """An encoder with a pyramid on top."""
+        raise NotImplementedError
+
+    def build(self, inputs: int, classes: int, dims: int) -> nn.ModuleDict:
+        if dims != 2:
+            raise MedcookError("This network sees images, not volumes.", "Take a data set that is prepared as slices.")
+        model = self.model(inputs, classes)
+        nets = nn.ModuleDict({"model": model, "average": fresh(model)})
+        if not self.waits:
+            nets["pretext"] = Dino(model.encoder, model.channels[-1])
+        return nets
+
+    def pretext(self, nets: nn.ModuleDict, images: Batch, now: Moment) -> Tensor:
+        if self.waits:
+            return nothing()
+        rng = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        seen = lambda size, areas: self.augmentation.intensity(crops(images.images, size, areas, rng), rng)  # noqa: E731
+        large = [seen(self.size, (0.4, 1.0)) for _ in range(2)]
+        small = [seen(self.size // 2, (0.1, 0.4)) for _ in range(self.small)]
+        return nets["pretext"].loss(nets["model"].encoder, large, small)
+
+    def after_pretext(self, nets: nn.ModuleDict, now: Moment) -> None:
+        if not self.waits:
+            nets["pretext"].move(nets["model"].encoder, now)

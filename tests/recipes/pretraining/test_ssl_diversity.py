@@ -12,10 +12,11 @@ from medcook.methods import Batch, Moment
 from medcook.methods.frozen import PHOTOGRAPH
 from medcook.networks.squeezenet import SqueezeNet
 from medcook.pretraining import origin
-from medcook.recipes.pretraining._dino import Dino, Prototypes, crops, distilled
-from medcook.recipes.pretraining.ssl_diversity import LEVELS, Distilled, GreyEncoder, PyramidNet, recipe
+from medcook.recipes.pretraining._dino import MOMENTUM, Dino, Prototypes, crops, distilled
+from medcook.recipes.pretraining._pyramid import PyramidNet
+from medcook.recipes.pretraining.ssl_diversity import LEVELS, FromImageNet, GreyEncoder, recipe
 
-SMALL = Distilled(imagenet=False)
+SMALL = FromImageNet(imagenet=False)
 
 
 @pytest.fixture
@@ -67,14 +68,14 @@ def test_the_teacher_is_the_moving_average_and_slows_down():
     before = dino.teacher.weight.clone()
     nn.init.constant_(encoder.weight, 1.0)
     dino.move(encoder, Moment(0, 10))
-    assert torch.allclose(dino.teacher.weight, 0.99 * before + 0.01)
+    assert torch.allclose(dino.teacher.weight, MOMENTUM * before + (1 - MOMENTUM), atol=1e-6)
     before = dino.teacher.weight.clone()
     dino.move(encoder, Moment(5, 10))
-    assert torch.allclose(dino.teacher.weight, 0.995 * before + 0.005)
+    assert torch.allclose(dino.teacher.weight, (1 + MOMENTUM) / 2 * before + (1 - MOMENTUM) / 2, atol=1e-6)
 
 
 def test_scores_are_cosines_with_prototypes():
-    head = Prototypes(4, 7)
+    head = Prototypes(4, 7).eval()
     found = head(torch.randn(5, 4))
     assert found.shape == (5, 7) and found.abs().max() <= 1 + 1e-5
     before = head(torch.ones(1, 4))
@@ -93,7 +94,7 @@ def test_the_grey_encoder_is_squeezenet_on_a_grey_photograph(images):
 
 @pytest.mark.component("segmentation decoder")
 def test_the_pyramid_has_every_level_and_any_size(images):
-    net = PyramidNet(GreyEncoder(SqueezeNet(features_only=True)), 3)
+    net = PyramidNet(GreyEncoder(SqueezeNet(features_only=True)), tuple(LEVELS.values()), 3)
     maps = net.encoder.levels(images)
     assert [level.shape[1] for level in maps] == list(LEVELS.values())
     assert [level.shape[2] for level in maps] == [24, 12, 6, 3]
