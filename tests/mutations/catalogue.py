@@ -157,6 +157,21 @@ CORE = {
         ("np.interp(ranks.numpy(),", "np.interp(1 - ranks.numpy(),"),
         ("seen = as_shown(case, look)", "seen = case"),
     ],
+    ("pretraining.py", "test_pretraining.py"): [
+        ("patients = self.unlabelled_patients if own else data.split.train", "patients = data.split.train"),
+        ("torch.full_like(found.labels, IGNORE) if own else found.labels", "found.labels"),
+        ("kept = images.flatten(1).std(1) > 0.1 * spread", "kept = images.flatten(1).std(1) > -1"),
+        ("return batch if (batch.labels == IGNORE).all() else super()", "return super()"),
+        ("super().after_step(nets, then)", "super().after_step(nets, now)"),
+        ("(self.pretext_rate if is_pretext else self.rate)", "self.rate"),
+        ("similarity.fill_diagonal_(-math.inf)", "pass"),
+        ("* PLACES // counts", "* PLACES // counts.max()"),
+    ],
+    ("pretraining_figures.py", "test_pretraining_figures.py"): [
+        ("found, seen = [], {int(case_of[query])}", "found, seen = [], set()"),
+        ("vectors - vectors.mean(0) * centre", "vectors"),
+        ("order < round(share * rows * columns)", "order <= round(share * rows * columns)"),
+    ],
     ("shape_figures.py", "test_shape_figures.py"): [
         ("normals @ LIGHT", "-normals @ LIGHT"),
         ("for axes in figure.axes for corner in axes.seen", "for axes in figure.axes[:1] for corner in axes.seen"),
@@ -454,6 +469,25 @@ RECIPES = {
         ("pull + weight * (one - two) * (values - fitted)", "pull + (one - two) * (values - fitted)"),
         ("torch.where(swapped, 1 - found, found)", "found"),
     ],
+    "pretraining/_dino": [
+        ("((scores - centre) / TEACHER_HEAT)", "(scores / TEACHER_HEAT)"),
+        ("if number != other", "if number <= other"),
+        ("self.centre.lerp_(torch.cat(teacher).mean(0), 1 - CENTRE)", "pass"),
+        ("(torch.rand(count, 2, generator=rng) * 2 - 1) * (1 - side)[:, None]", "torch.zeros(count, 2)"),
+    ],
+    "pretraining/ssl_diversity": [("net.conv1.weight.sum(1, keepdim=True)", "net.conv1.weight.mean(1, keepdim=True)")],
+    "pretraining/_caformer": [
+        ("x = self.res_scale1(x) + self.token_mixer", "x = x + self.token_mixer"),
+        ('if not name.startswith("head.")', "if name"),
+        ("x = F.relu(self.pwconv1(x)).permute(0, 3, 1, 2)", "x = self.pwconv1(x).permute(0, 3, 1, 2)"),
+    ],
+    "pretraining/_pyramid": [("x = smooth(fine + F.interpolate", "x = smooth(0 * fine + F.interpolate")],
+    "pretraining/barlow_swin": [
+        ("(z - z.mean(0)) / (z.std(0, unbiased=False) + 1e-5)", "z - z.mean(0)"),
+        ("LAMBDA * (found.square().sum() - own.square().sum())", "LAMBDA * found.square().sum()"),
+        ("heads, side, shift) for shift in (0, 1)", "heads, side, shift) for shift in (0, 0)"),
+        ("return self.inner(x) + self.around(x)", "return self.inner(x)"),
+    ],
     "fairness/fairseg": [
         ("return weights * self.seen.sum() / (weights * self.seen).sum()", "return weights"),
         ("bound[known].min() / bound) ** gamma", "bound[known].max() / bound) ** gamma"),
@@ -468,6 +502,9 @@ TESTED_BY = {
     "interactive/_asking": "scribbleprompt",
     "anatomy/_shapes": "medshapenet",
     "domain_shift/_radiomics": "frd",
+    "pretraining/_caformer": "surgenetxl",
+    "pretraining/_dino": "ssl_diversity",
+    "pretraining/_pyramid": "ssl_diversity",
 }
 """Whose tests notice, where these are not in a file of the same name."""
 

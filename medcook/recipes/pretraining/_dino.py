@@ -34,7 +34,7 @@ DINO starts at 0.996, for trainings of many epochs; here the teacher has to move
 class Prototypes(nn.Module):
     """(B, inputs) features to (B, count) scores: three layers, unit length, and unit prototypes.
 
-    As DINO's head, with the batch normalisation that its code offers: without it a short training finds all images alike.
+    As DINO's head, with the batch normalisation that its code offers: a short training else finds all images alike.
     """
 
     def __init__(self, inputs: int, count: int, hidden: int = 128, width: int = 64):
