@@ -17,11 +17,14 @@ class Pooled(NamedTuple):
     """A pooled measure: the columns it is made from, and the function of these.
 
     resampled  where there is a fast way: columns and (resamples, rows), how often each row is taken, to (resamples,)
+    own_scale  a network's scores are ranked, which have no common scale with those of another: folds, each scored by
+               a network of its own, are then never put together, but averaged
     """
 
     columns: tuple[str, ...]
     value: Callable[..., float]
     resampled: Callable[..., np.ndarray] | None = None
+    own_scale: bool = False
 
 
 def auc(score: np.ndarray, outcome: np.ndarray) -> float:
@@ -109,11 +112,11 @@ def _overall(value: np.ndarray, group: np.ndarray) -> float:
 
 
 POOLED: dict[str, Pooled] = {
-    "auc": Pooled(("score", "outcome"), auc, resampled_auc),
-    "rank_correlation": Pooled(("uncertainty", "error"), spearman, resampled_spearman),
-    "aurc": Pooled(("uncertainty", "error"), selective.aurc),
+    "auc": Pooled(("score", "outcome"), auc, resampled_auc, own_scale=True),
+    "rank_correlation": Pooled(("uncertainty", "error"), spearman, resampled_spearman, own_scale=True),
+    "aurc": Pooled(("uncertainty", "error"), selective.aurc, own_scale=True),
     "ece_dice_correlation": Pooled(("ece", "dice"), spearman, resampled_spearman),
-    "handover_gain": Pooled(("uncertainty", "error"), selective.handover_gain),
+    "handover_gain": Pooled(("uncertainty", "error"), selective.handover_gain, own_scale=True),
     "dice_gap": Pooled(("dice", "group"), gap),
     "worst_group_dice": Pooled(("dice", "group"), worst_group),
     "equity_scaled_dice": Pooled(("dice", "group"), equity_scaled),
@@ -123,8 +126,15 @@ POOLED: dict[str, Pooled] = {
 
 
 def value(frame: pd.DataFrame, metric: str) -> float:
-    """Any metric over all rows of a frame: computed if it is pooled, else the mean of its column."""
-    return measure(frame, metric) if metric in POOLED else float(frame[metric].mean())
+    """Any metric over all rows of a frame: computed if it is pooled, else the mean of its column.
+
+    What ranks each network's own score is computed in each replicate, and averaged.
+    """
+    if metric not in POOLED:
+        return float(frame[metric].mean())
+    if POOLED[metric].own_scale and "replicate" in frame:
+        return float(np.mean(of_replicates(frame, metric)))
+    return measure(frame, metric)
 
 
 def of_replicates(frame: pd.DataFrame, metric: str) -> list[float]:
@@ -138,7 +148,7 @@ def of_replicates(frame: pd.DataFrame, metric: str) -> list[float]:
 
 def measure(frame: pd.DataFrame, metric: str) -> float:
     """A pooled measure over all rows of a frame."""
-    columns, function, _ = POOLED[metric]
+    columns, function = POOLED[metric].columns, POOLED[metric].value
     return function(*(_plain(frame[column]) for column in columns))
 
 
@@ -153,12 +163,13 @@ def bootstrap(frames: list[pd.DataFrame], metric: str, resamples: int, seed: int
     """(values (frames, replicates), samples (frames, resamples)) of frames that hold the same patients.
 
     A replicate's patients are resampled as a whole, the same ones in every frame and replicate, and replicates are
-    resampled too. Where every patient stands in one replicate only (folds), the folds are put together first.
+    resampled too. Where every patient stands in one replicate only (folds), the folds are put together first, unless
+    what is ranked is each network's own score.
     """
-    columns, value, _ = POOLED[metric]
+    columns, value, _, own_scale = POOLED[metric]
     patients = sorted(set(frames[0]["patient_id"]))
     code = {patient: number for number, patient in enumerate(patients)}
-    parts = [[_columns(part, columns, code) for part in _replicates(frame)] for frame in frames]
+    parts = [[_columns(part, columns, code) for part in _replicates(frame, own_scale)] for frame in frames]
     values = np.array([[value(*arrays) for _, arrays in found] for found in parts])
     count, rng = len(parts[0]), np.random.default_rng(seed)
     drawn = [
@@ -177,8 +188,8 @@ def _weighted(weight: np.ndarray, samples: np.ndarray) -> np.ndarray:
     return np.where(weight > 0, weight * samples, 0.0)
 
 
-def _replicates(frame: pd.DataFrame) -> list[pd.DataFrame]:
-    if "replicate" not in frame or is_nested(frame):
+def _replicates(frame: pd.DataFrame, own_scale: bool) -> list[pd.DataFrame]:
+    if "replicate" not in frame or (is_nested(frame) and not own_scale):
         return [frame]
     return [part for _, part in frame.groupby("replicate")]
 
@@ -195,7 +206,7 @@ def _columns(frame: pd.DataFrame, columns: tuple[str, ...], code: dict) -> tuple
 
 def _again(metric: str, of: np.ndarray, arrays: list[np.ndarray], times: np.ndarray) -> np.ndarray:
     """(resamples,) the measure with every patient's rows taken `times` (resamples, patients) times."""
-    _, value, resampled = POOLED[metric]
+    value, resampled = POOLED[metric].value, POOLED[metric].resampled
     if resampled and not any(np.isnan(array).any() for array in arrays):
         return np.concatenate(
             [resampled(*arrays, some[:, of]) for some in np.array_split(times, len(times) // 250 + 1)]

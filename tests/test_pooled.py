@@ -102,6 +102,16 @@ def test_folds_are_put_together_before_a_group_measure():
     assert found.mean == pytest.approx(pooled.measure(folds, "dice_gap"))
 
 
+def test_scores_of_different_networks_are_never_ranked_together():
+    folds = scored(patients=60).assign(replicate=np.arange(60) % 3)
+    moved = folds.assign(score=folds["score"] + 100 * folds["replicate"])
+    found, mean = statistics.interval(moved, "auc"), np.mean(pooled.of_replicates(folds, "auc"))
+    assert found.mean == pytest.approx(mean) and pooled.value(moved, "auc") == pytest.approx(mean)
+    assert (found.low, found.high) == (statistics.interval(folds, "auc").low, statistics.interval(folds, "auc").high)
+    assert pooled.measure(moved, "auc") < mean - 0.05, "put together, a fold's scale would decide"
+    assert found.design == "nested" and found.low < mean < found.high
+
+
 def test_other_patients_cannot_be_compared():
     with pytest.raises(MedcookError, match="Only one of the two arms"):
         statistics.difference(scored(patients=10), scored(patients=12), "auc")
