@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib.colors import BoundaryNorm, ListedColormap
+from matplotlib import colormaps
+from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -17,7 +18,7 @@ from medcook.pretraining import encoded, pooled
 def puzzles_figure(puzzles: Mapping[str, Mapping[str, np.ndarray]], manifest: Manifest) -> Figure:
     """A row of panels for each pretext: what the network is shown, and what it is asked for.
 
-    puzzles  {pretext: {panel: image}}; an image (H, W) of whole numbers is a map of classes, any other one is grey
+    puzzles  {pretext: {panel: image}}; an image (H, W) of whole numbers is a map of levels, any other one is grey
     """
     columns = max(map(len, puzzles.values()))
     figure, axes = plots.panels(len(puzzles), columns, size=(1.9 * columns + 1.2, 2.0 * len(puzzles)), squeeze=False)
@@ -31,9 +32,9 @@ def puzzles_figure(puzzles: Mapping[str, Mapping[str, np.ndarray]], manifest: Ma
 
 
 def draw_panel(axes, image: np.ndarray, title: str) -> None:
-    """A grey image, or where its values are whole numbers a map of classes."""
+    """A grey image, or where its values are whole numbers a map of levels, the more the brighter."""
     if np.issubdtype(image.dtype, np.integer):
-        shades = ListedColormap(["black", *(plots.colour(number) for number in range(int(image.max())))])
+        shades = colormaps["viridis"].resampled(int(image.max()) + 1)
         edges = BoundaryNorm(np.arange(image.max() + 2) - 0.5, shades.N)
         axes.imshow(image, cmap=shades, norm=edges, interpolation="nearest")
         axes.set_title(title, fontsize=9)
