@@ -6,6 +6,7 @@ labels, or, where it is asked what else the time of the pretext could have bough
 """
 
 import math
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -168,6 +169,22 @@ def bent(fraction: float, start: float, end: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * fraction)) / 2
 
 
+class TwoPhases(LambdaLR):
+    """A schedule at whose step `first` the optimiser forgets everything: what is tuned has an optimiser of its own.
+
+    Adam's second moments would last for a thousand steps, so that the pretext's gradients set the pace with labels.
+    """
+
+    def __init__(self, optimiser: Optimizer, rate: Callable[[int], float] | list[Callable[[int], float]], first: int):
+        self.first = first
+        super().__init__(optimiser, rate)
+
+    def step(self) -> None:
+        super().step()
+        if self.last_epoch == self.first:
+            self.optimizer.state.clear()
+
+
 @dataclass
 class Pretrained(Method):
     """A pretext on images for `share` of the steps, then training on labels; a subclass says what the pretext is.
@@ -216,9 +233,9 @@ class Pretrained(Method):
         )
 
     def optimise(self, trained: list[nn.Parameter], steps: int) -> tuple[Optimizer, LRScheduler]:
-        """AdamW; the rate goes up and down once in each phase."""
+        """AdamW, anew in each phase; the rate goes up and down once in each."""
         optimiser = AdamW(trained, lr=1.0, weight_decay=self.decay, fused=True)
-        return optimiser, LambdaLR(optimiser, lambda step: self.rate_at(Moment(step, steps)))
+        return optimiser, TwoPhases(optimiser, lambda step: self.rate_at(Moment(step, steps)), self.first(steps))
 
     def rate_at(self, now: Moment) -> float:
         """The learning rate of a step."""
@@ -311,6 +328,7 @@ __all__ = [
     "PoolTask",
     "Pretrained",
     "Projector",
+    "TwoPhases",
     "VolumePoolTask",
     "encoded",
     "follow",

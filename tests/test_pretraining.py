@@ -190,6 +190,26 @@ def test_the_rate_rises_and_falls_once_in_each_phase():
     assert max(rates[:25]) == pytest.approx(2) and max(rates[25:]) == pytest.approx(1)
 
 
+def test_the_second_phase_has_an_optimiser_of_its_own():
+    torch.manual_seed(0)
+    start = torch.randn(3)
+    method, weight, alone = Blank(rate=1.0, pretext_rate=1.0), nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    optimiser, schedule = method.optimise([weight], 20)
+    for _ in range(10):  # large gradients, as a pretext may have
+        weight.grad = 1000 * torch.ones(3)
+        optimiser.step()
+        schedule.step()
+    assert not optimiser.state
+    weight.data.copy_(start)
+    fresh, own = FromScratch(rate=1.0, share=0.0).optimise([alone], 10)
+    for _ in range(10):
+        for one, (stepping, going) in ((weight, (optimiser, schedule)), (alone, (fresh, own))):
+            one.grad = one.detach().clone()
+            stepping.step()
+            going.step()
+    assert torch.allclose(weight, alone) and not torch.allclose(weight, start)
+
+
 def test_the_average_forgets_the_pretext_when_labels_come():
     nets = Blank().build(1, 2, 2)
     nets["average"].requires_grad_(False)

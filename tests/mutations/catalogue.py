@@ -70,6 +70,7 @@ SUMMARIES = [
     ("test_reads=sum(", "test_reads=len(everything) or sum("),
 ]
 POOLED = [
+    ("(is_nested(frame) and not own_scale)", "is_nested(frame)"),
     ("- negative / 2)).sum(1)", ")).sum(1)"),
     ("ranks = np.cumsum(count, axis=1) - (count - 1) / 2", "ranks = np.cumsum(count, axis=1)"),
 ]
@@ -163,6 +164,7 @@ CORE = {
         ("kept = images.flatten(1).std(1) > 0.1 * spread", "kept = images.flatten(1).std(1) > -1"),
         ("return batch if (batch.labels == IGNORE).all() else super()", "return super()"),
         ("super().after_step(nets, then)", "super().after_step(nets, now)"),
+        ("self.optimizer.state.clear()", "pass"),
         ("(self.pretext_rate if is_pretext else self.rate)", "self.rate"),
         ("similarity.fill_diagonal_(-math.inf)", "pass"),
         ("* PLACES // counts", "* PLACES // counts.max()"),
@@ -469,6 +471,48 @@ RECIPES = {
         ("pull + weight * (one - two) * (values - fitted)", "pull + (one - two) * (values - fitted)"),
         ("torch.where(swapped, 1 - found, found)", "found"),
     ],
+    "pretraining/bpd_finetune": [
+        ("model.freeze(self.frozen(now))", "model.freeze((False,) * len(STAGES))"),
+        ("return mixed, partner, 1 - inside", "return mixed, partner, inside"),
+        ("shares = SHARES if self.progressive else", "shares ="),
+    ],
+    "pretraining/medimageinsight": [
+        ("meets(facts, (self.new,)) == new", "True"),
+        (
+            "numbers = torch.cat([numbers, image_labels(unlabelled.raters[:some, 0], len(model.sentences))])",
+            "numbers = torch.cat([numbers, numbers[:some]])",
+        ),
+    ],
+    "pretraining/_searching": [
+        ("np.fill_diagonal(similarity, -np.inf)", "pass"),
+        ("ill = np.sort(scores[findings == 1])", "ill = np.sort(scores)"),
+    ],
+    "pretraining/_unicl": [
+        ("torch.arange(len(x)), tokens.argmax(1)", "torch.arange(len(x)), -1"),
+        ("src_key_padding_mask=mask == 0", "src_key_padding_mask=None"),
+    ],
+    "pretraining/chexworld": [
+        ("truth = torch.cat([truth, other(truth)])", "truth = torch.cat([truth, truth])"),
+        ("torch.cat([scene.shift, -scene.shift])", "torch.cat([scene.shift, scene.shift])"),
+        ("contexts = changed(views, actions) if self.domains else views", "contexts = views"),
+    ],
+    "pretraining/lvm_med": [
+        ("(indicators(found) - indicators(pushed))", "(indicators(pushed) - indicators(found))"),
+        ("* (there + back.T)", "* (there + back)"),
+        ("joined * edge_affinity(*found), counts + joined", "joined * edge_affinity(*found), counts"),
+    ],
+    "pretraining/mis_fm": [
+        ("share = (k.float() / levels)[:, None]", "share = (k.float() / (levels + 1))[:, None]"),
+        ("background.roll(1, dims=0)", "background"),
+    ],
+    "pretraining/voco": [
+        ("(y - alike).abs()", "alike"),
+        ("(side - distance).clamp_min(0) / side", "1 - distance / side"),
+    ],
+    "pretraining/med3d": [
+        ("each[labels == k].mean() for k in shown", "each[labels == k].sum() for k in shown"),
+        ("found[mine] = labels[mine.roll(1)]", "found[mine] = labels[mine]"),
+    ],
     "pretraining/_dino": [
         ("((scores - centre) / TEACHER_HEAT)", "(scores / TEACHER_HEAT)"),
         ("if number != other", "if number <= other"),
@@ -505,6 +549,8 @@ TESTED_BY = {
     "pretraining/_caformer": "surgenetxl",
     "pretraining/_dino": "ssl_diversity",
     "pretraining/_pyramid": "ssl_diversity",
+    "pretraining/_searching": "medimageinsight",
+    "pretraining/_unicl": "medimageinsight",
 }
 """Whose tests notice, where these are not in a file of the same name."""
 

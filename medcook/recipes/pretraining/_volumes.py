@@ -7,7 +7,10 @@ from medcook.pretraining import FromScratch, Pretrained
 from medcook.recipes.baseline.unet_hippocampus import MILD
 from medcook.recipes.pretraining._settings import VOLUME_CHANNELS
 
-VOLUME_BASELINE = FromScratch(channels=VOLUME_CHANNELS, augmentation=MILD)
+SHARE = 1 / 3
+"""The share of the steps that a pretext gets."""
+
+VOLUME_BASELINE = FromScratch(channels=VOLUME_CHANNELS, augmentation=MILD, share=SHARE)
 """The same 3D network from random weights, with as many steps on the labels as those that a pretext prepared."""
 
 VOLUME_LONGER = FromScratch(channels=VOLUME_CHANNELS, augmentation=MILD, share=0.0)
@@ -19,6 +22,7 @@ class PretrainedOnVolumes(Pretrained):
     """A pretext on volumes; what a recipe's subclass does with them is its own."""
 
     channels: tuple[int, ...] = VOLUME_CHANNELS
+    share: float = SHARE
     augmentation: Augment = field(default_factory=lambda: MILD)
 
     axes = 3

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LRScheduler
 
 from medcook.cohorts import Condition, OutcomeTask, having, meets, outcome_rows
 from medcook.data.transforms import Augment
@@ -33,7 +33,7 @@ from medcook.methods import Batch, Classifier, Moment
 from medcook.methods.classification import image_labels
 from medcook.methods.frozen import PHOTOGRAPH
 from medcook.networks.squeezenet import FEATURES, SqueezeNet, load_squeezenet
-from medcook.pretraining import Pretrained, one_cycle, pooled
+from medcook.pretraining import Pretrained, TwoPhases, one_cycle, pooled
 from medcook.recipes.pretraining._settings import BUDGET
 from medcook.recipes.recipe import Arm, Component, Recipe, Scale
 from medcook.tasks import Budget, Samples
@@ -202,7 +202,7 @@ class SiteTuned(Pretrained, Classifier):
         there = [number for number, group in enumerate(groups) if group]
         optimiser = AdamW([{"params": groups[n]} for n in there], lr=1.0, weight_decay=self.decay, fused=True)
         rates = [lambda step, n=n: self.rates(Moment(step, steps))[n] for n in there]
-        return optimiser, LambdaLR(optimiser, rates)
+        return optimiser, TwoPhases(optimiser, rates, self.first(steps))
 
     def pretext(self, nets: nn.ModuleDict, images: Batch, now: Moment) -> Tensor:
         """Cross-entropy of the other hospitals' finding; nothing is frozen."""

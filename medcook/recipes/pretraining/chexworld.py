@@ -216,7 +216,7 @@ recipe = Recipe(
     compare=("chexworld", "masked autoencoder"),
     ablation=("chexworld", "local structure alone"),
     replicate="draw",
-    scales=scales(BRAINS, RADIOGRAPHS, "from scratch", "chexworld", "local structure alone", "masked autoencoder"),
+    scales=scales(BRAINS, RADIOGRAPHS, "chexworld", "local structure alone", "masked autoencoder"),
     source="official code, github.com/LeapLabTHU/CheXWorld (PRETRAIN.md, models/jepa_add.py, data_utils); text, arXiv "
     "2504.13820; figures: its table 2",
     published={
