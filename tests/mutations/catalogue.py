@@ -513,6 +513,21 @@ RECIPES = {
         ("each[labels == k].mean() for k in shown", "each[labels == k].sum() for k in shown"),
         ("found[mine] = labels[mine.roll(1)]", "found[mine] = labels[mine]"),
     ],
+    "pretraining/gl_contrast": [
+        ("positive = (same | here & other_volume)", "positive = (same | here)"),
+        (
+            "torch.cat([self.augmentation.intensity(images.images, rng) for _ in range(2)])",
+            "torch.cat([self.augmentation(images.images, None, rng)[0] for _ in range(2)])",
+        ),
+        ("(where.place * count).long()", "(where.place * 2).long()"),
+    ],
+    "pretraining/joint_ssl_2d3d": [
+        ("        q = q / q.sum(0, keepdim=True)\n", "        q = q / q.sum()\n"),
+        ("return rest + REACH * apart * moves", "return rest + moves * 0"),
+        ("shown = torch.where(where[..., None], self.token, slices)", "shown = slices"),
+        ("hidden_error(slices.detach(),", "hidden_error(slices,"),
+    ],
+    "pretraining/_stages": [("one_cycle(*self.stage(then)[1])", "one_cycle(*then)")],
     "pretraining/_dino": [
         ("((scores - centre) / TEACHER_HEAT)", "(scores / TEACHER_HEAT)"),
         ("if number != other", "if number <= other"),
@@ -549,6 +564,7 @@ TESTED_BY = {
     "pretraining/_caformer": "surgenetxl",
     "pretraining/_dino": "ssl_diversity",
     "pretraining/_pyramid": "ssl_diversity",
+    "pretraining/_stages": "joint_ssl_2d3d",
     "pretraining/_searching": "medimageinsight",
     "pretraining/_unicl": "medimageinsight",
 }
