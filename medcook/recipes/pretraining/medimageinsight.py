@@ -89,6 +89,11 @@ class DomainsTask(CaptionTask):
         return self._side(0, False)
 
     @cached_property
+    def unlabelled_patients(self) -> tuple[str, ...]:
+        """Nobody of this set: where there is someone, a training asks for the images of other domains."""
+        return self.labelled_patients if self.domains else ()
+
+    @cached_property
     def reference_patients(self) -> tuple[str, ...]:
         return self._side(0, True)
 

@@ -33,7 +33,9 @@ from medcook.recipes.pretraining._searching import (
     voted,
 )
 from medcook.recipes.pretraining._unicl import PUBLISHED, TOKENIZER, MedImageInsight, UniCL, load_unicl
-from medcook.recipes.pretraining.medimageinsight import BRAINS, DomainsTask, recipe, sentences
+from medcook.recipes.pretraining.medimageinsight import BRAINS, DomainsTask, Insight, recipe, sentences
+from medcook.tasks import Budget
+from medcook.training import fit
 
 LITTLE = medimageinsight.DAVIT
 VOCABULARY = ("!", "a</w>", "b</w>", "c</w>", "<|startoftext|>", "<|endoftext|>")
@@ -360,6 +362,19 @@ class TestDomains:
         assert set(committed.val_patients) <= set(data.split.val) and not set(committed.labelled_patients) & set(
             data.split.val
         )
+
+    def test_a_training_is_handed_the_images_of_other_domains(self):
+        seen = []
+
+        class Noting(Insight):
+            def training_step(self, nets, labelled, unlabelled, now):
+                seen.append(unlabelled)
+                return super().training_step(nets, labelled, unlabelled, now)
+
+        method = Noting(captions=BRAINS.sentences, encoder="davit")
+        fit(method, BRAINS, Budget(steps=1, batch=4, checks=0), cache=False, progress=False)
+        assert seen[0].raters is not None and len(seen[0].images) == 4
+        assert not replace(BRAINS, domains=()).unlabelled_patients
 
     def test_a_hospital_that_is_not_there_is_an_error(self):
         with pytest.raises(MedcookError, match="nobody is of"):
