@@ -31,6 +31,7 @@ PROFILE = None
 # %%
 from dataclasses import replace
 
+import numpy as np  # noqa: F401, for the exercises
 import pandas as pd
 import torch
 from IPython.display import display

@@ -158,6 +158,15 @@ CORE = {
         ("np.interp(ranks.numpy(),", "np.interp(1 - ranks.numpy(),"),
         ("seen = as_shown(case, look)", "seen = case"),
     ],
+    ("networks/caformer.py", "recipes/pretraining/test_surgenetxl.py"): [
+        ("x = self.res_scale1(x) + self.token_mixer", "x = x + self.token_mixer"),
+        ('if not name.startswith("head.")', "if name"),
+        ("x = F.relu(self.pwconv1(x)).permute(0, 3, 1, 2)", "x = self.pwconv1(x).permute(0, 3, 1, 2)"),
+    ],
+    ("networks/unicl.py", "recipes/pretraining/test_medimageinsight.py"): [
+        ("torch.arange(len(x)), tokens.argmax(1)", "torch.arange(len(x)), -1"),
+        ("src_key_padding_mask=mask == 0", "src_key_padding_mask=None"),
+    ],
     ("pretraining.py", "test_pretraining.py"): [
         ("patients = self.unlabelled_patients if own else data.split.train", "patients = data.split.train"),
         ("torch.full_like(found.labels, IGNORE) if own else found.labels", "found.labels"),
@@ -487,10 +496,6 @@ RECIPES = {
         ("np.fill_diagonal(similarity, -np.inf)", "pass"),
         ("ill = np.sort(scores[findings == 1])", "ill = np.sort(scores)"),
     ],
-    "pretraining/_unicl": [
-        ("torch.arange(len(x)), tokens.argmax(1)", "torch.arange(len(x)), -1"),
-        ("src_key_padding_mask=mask == 0", "src_key_padding_mask=None"),
-    ],
     "pretraining/chexworld": [
         ("truth = torch.cat([truth, other(truth)])", "truth = torch.cat([truth, truth])"),
         ("torch.cat([scene.shift, -scene.shift])", "torch.cat([scene.shift, scene.shift])"),
@@ -535,11 +540,6 @@ RECIPES = {
         ("(torch.rand(count, 2, generator=rng) * 2 - 1) * (1 - side)[:, None]", "torch.zeros(count, 2)"),
     ],
     "pretraining/ssl_diversity": [("net.conv1.weight.sum(1, keepdim=True)", "net.conv1.weight.mean(1, keepdim=True)")],
-    "pretraining/_caformer": [
-        ("x = self.res_scale1(x) + self.token_mixer", "x = x + self.token_mixer"),
-        ('if not name.startswith("head.")', "if name"),
-        ("x = F.relu(self.pwconv1(x)).permute(0, 3, 1, 2)", "x = self.pwconv1(x).permute(0, 3, 1, 2)"),
-    ],
     "pretraining/_pyramid": [("x = smooth(fine + F.interpolate", "x = smooth(0 * fine + F.interpolate")],
     "pretraining/barlow_swin": [
         ("(z - z.mean(0)) / (z.std(0, unbiased=False) + 1e-5)", "z - z.mean(0)"),
@@ -561,12 +561,10 @@ TESTED_BY = {
     "interactive/_asking": "scribbleprompt",
     "anatomy/_shapes": "medshapenet",
     "domain_shift/_radiomics": "frd",
-    "pretraining/_caformer": "surgenetxl",
     "pretraining/_dino": "ssl_diversity",
     "pretraining/_pyramid": "ssl_diversity",
     "pretraining/_stages": "joint_ssl_2d3d",
     "pretraining/_searching": "medimageinsight",
-    "pretraining/_unicl": "medimageinsight",
 }
 """Whose tests notice, where these are not in a file of the same name."""
 

@@ -2,14 +2,14 @@
 Bakker, van Jaarsveld, Kuiper, van Hillegersberg, Ruurda, Brinkman, Pluim, de With, Breeuwer, Al Khalil and van der
 Sommen, arXiv 2501.09436, 2025).
 
-CAFormer (see `_caformer`) learns by DINO (see `_dino`) from as many unlabelled images as can be had, and is then
-fine-tuned with a feature pyramid on top. The study scales the number of images, the length of the training and the
+CAFormer (see `medcook.networks.caformer`) learns by DINO (see `_dino`) from as many unlabelled images as can be had,
+and is then fine-tuned with a feature pyramid on top. The study scales the number of images, the length of the training and the
 network. Here hearts take the place of operations, and a small CAFormer that of one with 23 million weights.
 """
 
 from dataclasses import dataclass
 
-from medcook.recipes.pretraining._caformer import CAFormer
+from medcook.networks.caformer import CAFormer
 from medcook.recipes.pretraining._dino import Distilled
 from medcook.recipes.pretraining._pyramid import PyramidNet
 from medcook.recipes.pretraining._settings import BRAINS, HEARTS, scales

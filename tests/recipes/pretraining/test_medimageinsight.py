@@ -19,6 +19,7 @@ from torch import Tensor
 from medcook.data import IGNORE
 from medcook.errors import MedcookError
 from medcook.methods import Batch, Moment
+from medcook.networks.unicl import PUBLISHED, TOKENIZER, MedImageInsight, UniCL, load_unicl
 from medcook.recipes.fairness.cxr_clip_fairness import captions
 from medcook.recipes.pretraining import medimageinsight
 from medcook.recipes.pretraining._searching import (
@@ -32,7 +33,6 @@ from medcook.recipes.pretraining._searching import (
     unit,
     voted,
 )
-from medcook.recipes.pretraining._unicl import PUBLISHED, TOKENIZER, MedImageInsight, UniCL, load_unicl
 from medcook.recipes.pretraining.medimageinsight import BRAINS, DomainsTask, Insight, recipe, sentences
 from medcook.tasks import Budget
 from medcook.training import fit

@@ -8,7 +8,7 @@ from torch import nn
 from medcook.data import IGNORE
 from medcook.errors import MedcookError
 from medcook.methods import Batch, Moment
-from medcook.recipes.pretraining._caformer import Attention, Block, CAFormer, SeparableConvolution, load_surgenet
+from medcook.networks.caformer import Attention, Block, CAFormer, SeparableConvolution, load_surgenet
 from medcook.recipes.pretraining._dino import MOMENTUM
 from medcook.recipes.pretraining._pyramid import PyramidNet
 from medcook.recipes.pretraining.surgenetxl import DIMS, FEW, SmallSurgeNet, recipe
