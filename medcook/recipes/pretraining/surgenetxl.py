@@ -3,8 +3,8 @@ Bakker, van Jaarsveld, Kuiper, van Hillegersberg, Ruurda, Brinkman, Pluim, de Wi
 Sommen, arXiv 2501.09436, 2025).
 
 CAFormer (see `medcook.networks.caformer`) learns by DINO (see `_dino`) from as many unlabelled images as can be had,
-and is then fine-tuned with a feature pyramid on top. The study scales the number of images, the length of the training and the
-network. Here hearts take the place of operations, and a small CAFormer that of one with 23 million weights.
+and is then fine-tuned with a feature pyramid on top. The study scales the number of images, the length of the training
+and the network. Here hearts take the place of operations, and a small CAFormer that of one with 23 million weights.
 """
 
 from dataclasses import dataclass
