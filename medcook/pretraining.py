@@ -23,6 +23,7 @@ from medcook.domains import with_looks
 from medcook.errors import MedcookError
 from medcook.methods.method import Batch, Method, Moment, follow
 from medcook.methods.semi_supervised import NARROW
+from medcook.networks import build_network
 from medcook.preparation import PREPARATIONS, Preparation
 from medcook.tasks import Samples, Task, VolumeTask, prepare, shared_dataset
 
@@ -202,8 +203,15 @@ class Pretrained(Method):
 
     uses_unlabelled = True
 
-    def pretext_parts(self, inputs: int, classes: int, dims: int) -> nn.Module | None:
-        """What only the pretext needs (heads, a teacher, ...): it becomes nets["pretext"]."""
+    has_pretext = True
+    """False: the network starts from nothing, and waits while others are at their pretext."""
+
+    def model(self, inputs: int, classes: int, dims: int) -> nn.Module:
+        """The network that is prepared and then trained on labels."""
+        return build_network(self.network, inputs=inputs, classes=classes, channels=self.channels, dims=dims)
+
+    def pretext_parts(self, model: nn.Module, inputs: int, dims: int) -> nn.Module | None:
+        """What only the pretext of a network needs (heads, a teacher, ...): it becomes nets["pretext"]."""
         return None
 
     def pretext(self, nets: nn.ModuleDict, images: Batch, now: Moment) -> Tensor:
@@ -214,8 +222,9 @@ class Pretrained(Method):
         """What follows a step of the pretext, beside the average: a teacher moves, for example."""
 
     def build(self, inputs: int, classes: int, dims: int) -> nn.ModuleDict:
-        nets = super().build(inputs, classes, dims)
-        if self.share and (parts := self.pretext_parts(inputs, classes, dims)) is not None:
+        model = self.model(inputs, classes, dims)
+        nets = nn.ModuleDict({"model": model, "average": fresh(model)})
+        if self.share and self.has_pretext and (parts := self.pretext_parts(model, inputs, dims)) is not None:
             nets["pretext"] = parts
         return nets
 
@@ -226,11 +235,9 @@ class Pretrained(Method):
     def phase(self, now: Moment) -> tuple[bool, Moment]:
         """Whether a step is the pretext's, and where its phase stands."""
         first = self.first(now.steps)
-        return (
-            (True, Moment(now.step, first))
-            if now.step < first
-            else (False, Moment(now.step - first, now.steps - first))
-        )
+        if now.step < first:
+            return True, Moment(now.step, first)
+        return False, Moment(now.step - first, now.steps - first)
 
     def optimise(self, trained: list[nn.Parameter], steps: int) -> tuple[Optimizer, LRScheduler]:
         """AdamW, anew in each phase; the rate goes up and down once in each."""
@@ -248,9 +255,11 @@ class Pretrained(Method):
 
     def training_step(self, nets: nn.ModuleDict, labelled: Batch, unlabelled: Batch | None, now: Moment) -> Tensor:
         is_pretext, then = self.phase(now)
-        if is_pretext:
-            return self.pretext(nets, labelled if unlabelled is None else unlabelled, then)
-        return self.supervised(nets, labelled, then)
+        if not is_pretext:
+            return self.supervised(nets, labelled, then)
+        if not self.has_pretext:
+            return nothing()
+        return self.pretext(nets, labelled if unlabelled is None else unlabelled, then)
 
     def supervised(self, nets: nn.ModuleDict, labelled: Batch, now: Moment) -> Tensor:
         """The loss of a step with labels; `now` counts the steps of this phase."""
@@ -260,7 +269,7 @@ class Pretrained(Method):
         """The average starts anew with the second phase: it moves fast in the first steps of each."""
         is_pretext, then = self.phase(now)
         super().after_step(nets, then)
-        if is_pretext:
+        if is_pretext and self.has_pretext:
             self.after_pretext(nets, then)
 
     def view(self, images: Tensor) -> Tensor:
@@ -281,8 +290,21 @@ class FromScratch(Pretrained):
     With `share` 0 it does not wait: all steps train on labels.
     """
 
-    def pretext(self, nets: nn.ModuleDict, images: Batch, now: Moment) -> Tensor:
-        return nothing()
+    has_pretext = False
+
+
+@dataclass
+class OptionalPretext(Pretrained):
+    """A pretext that may be left out: so a recipe's own network also starts from nothing.
+
+    waits  there is no pretext, and nothing happens in its place
+    """
+
+    waits: bool = False
+
+    @property
+    def has_pretext(self) -> bool:
+        return not self.waits
 
 
 def encoded(net: nn.Module, images: Tensor) -> Tensor:
@@ -325,6 +347,7 @@ def fresh(module: nn.Module) -> nn.Module:
 
 __all__ = [
     "FromScratch",
+    "OptionalPretext",
     "Origin",
     "PoolTask",
     "Pretrained",
@@ -338,5 +361,6 @@ __all__ = [
     "nothing",
     "one_cycle",
     "origin",
+    "packed",
     "pooled",
 ]

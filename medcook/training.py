@@ -34,6 +34,7 @@ SHORT_RUN = 60
 class Fitted:
     """A trained method: predicts cases on their own grid, and knows how it came about.
 
+    nets      as the training left them, or as the checkpoint that was asked last
     history   step, loss (one entry per step); val_step, val_dice (one per look at the validation cases)
     cost      steps, seconds, step_seconds (median), loading_fraction, peak_mb, parameters, threads, device, precision
     """
@@ -105,7 +106,9 @@ def fit(
     with folder.lock():
         if found := folder.finished():
             record, weights = found
-            return Fitted(method, task, loop.build(), weights, record["history"], record["cost"], key, cached=True)
+            nets = loop.build()
+            nets.load_state_dict(weights["last"])
+            return Fitted(method, task, nets, weights, record["history"], record["cost"], key, cached=True)
         fitted = loop.run(folder)
         fitted.key = key
         record = {"method": method.settings(), "task": task.describe(), "history": fitted.history, "cost": fitted.cost}

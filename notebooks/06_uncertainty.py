@@ -389,8 +389,9 @@ what = f"{heart.data.manifest.classes[heart.unknown]}: never labelled in trainin
 reliability.score_sheet(images[:, 0].numpy(), unknown[numbers].numpy(), maps, heart.data.manifest, what=what)
 
 # %% [markdown]
-# Bright is strange. What nobody labelled is not for that reason strange: blood in the right ventricle looks like blood
-# in the left one, which has a query of its own, and the body around the heart resembles no query at all.
+# Bright is strange. Softmax is sure of the right ventricle, which nobody labelled; its pixels are stranger than those
+# of the heart that was labelled. But the body around the heart is nearly as strange, so that strangeness alone does
+# not say where the unknown structure is.
 
 # %%
 teaching.show_evidence("maxquery", table=True)

@@ -11,6 +11,7 @@ from medcook.errors import MedcookError, Paused
 from medcook.methods import Batch, Moment, Supervised
 from medcook.pretraining import (
     FromScratch,
+    OptionalPretext,
     PoolTask,
     Pretrained,
     Projector,
@@ -129,12 +130,15 @@ class Blank(Pretrained):
 
     channels: tuple[int, ...] = (4, 4)
 
-    def pretext_parts(self, inputs: int, classes: int, dims: int) -> nn.Module:
+    def pretext_parts(self, model: nn.Module, inputs: int, dims: int) -> nn.Module:
         return nn.Linear(1, 1)
 
     def pretext(self, nets, images, now):
         vars(self).setdefault("seen", []).append((images, now))
         return nets["pretext"](torch.zeros(1, 1)).sum() + pooled(encoded(nets["model"], images.images)).square().mean()
+
+    def fail(self, nets, now):
+        raise AssertionError("moved")
 
 
 @dataclass
@@ -242,6 +246,25 @@ def test_without_waiting_all_steps_are_supervised():
     nets = method.build(1, 2, 2)
     same = Supervised(channels=(4, 4)).training_step(nets, batch, None, Moment(0, 10))
     assert torch.equal(method.training_step(nets, batch, None, Moment(0, 10)), same)
+
+
+def test_a_pretext_may_be_left_out():
+    class Either(OptionalPretext):
+        pretext_parts, pretext, after_pretext = Small.pretext_parts, Small.pretext, Blank.fail
+
+    batch = Batch(torch.randn(2, 1, 16, 16), torch.ones(2, 16, 16, dtype=torch.uint8))
+    waits, learns = (Either(channels=(4, 4), waits=waits) for waits in (True, False))
+    nets = waits.build(1, 2, 2)
+    waits.training_step(nets, batch, None, Moment(0, 10)).backward()
+    waits.after_step(nets, Moment(0, 10))
+    assert "pretext" not in nets and all(p.grad is None for p in nets.parameters())
+    waits.training_step(nets, batch, None, Moment(5, 10)).backward()
+    assert all(p.grad is not None for p in nets["model"].parameters())
+    nets = learns.build(1, 2, 2)
+    learns.training_step(nets, batch, None, Moment(0, 10)).backward()
+    assert nets["pretext"].bias.grad is not None
+    with pytest.raises(AssertionError, match="moved"):
+        learns.after_step(nets, Moment(0, 10))
 
 
 def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, monkeypatch):

@@ -153,6 +153,11 @@ def test_a_finished_run_is_read_not_repeated(monkeypatch):
     assert (again.predict(case) == first.predict(case)).all()
 
 
+def test_the_networks_of_a_run_that_is_read_are_the_trained_ones():
+    first, again = train(), train()
+    assert again.cached and same({"last": again.nets.state_dict()}, {"last": first.nets.state_dict()})
+
+
 CHANGES = {
     "seed": dict(seed=1),
     "setting": dict(method=replace(METHOD, rate=1e-3)),

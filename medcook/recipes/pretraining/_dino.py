@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from medcook.errors import MedcookError
 from medcook.methods import Batch, Moment
-from medcook.pretraining import Pretrained, follow, fresh, nothing, pooled
+from medcook.pretraining import OptionalPretext, follow, fresh, pooled
 from medcook.recipes.pretraining._pyramid import PyramidNet
 from medcook.recipes.pretraining._settings import BRAINS
 
@@ -107,39 +107,34 @@ class Dino(nn.Module):
 
 
 @dataclass
-class Distilled(Pretrained):
+class Distilled(OptionalPretext):
     """DINO for a network's encoder, then all of the network on labels; a subclass says which network.
 
-    waits  there is no DINO, and nothing happens in its place
     size   of a large crop in pixels; small ones have half of it
     small  how many small crops there are beside the two large ones
     """
 
     rate: float = 1e-3
     pretext_rate: float = 3e-4
-    waits: bool = False
     size: int = 64
     small: int = 2
 
     axes = 2
     trial = BRAINS
 
-    def model(self, inputs: int, classes: int) -> PyramidNet:
+    def model(self, inputs: int, classes: int, dims: int) -> PyramidNet:
+        if dims != 2:
+            raise MedcookError("This network sees images, not volumes.", "Take a data set that is prepared as slices.")
+        return self.pyramid(inputs, classes)
+
+    def pyramid(self, inputs: int, classes: int) -> PyramidNet:
         """An encoder with a pyramid on top."""
         raise NotImplementedError
 
-    def build(self, inputs: int, classes: int, dims: int) -> nn.ModuleDict:
-        if dims != 2:
-            raise MedcookError("This network sees images, not volumes.", "Take a data set that is prepared as slices.")
-        model = self.model(inputs, classes)
-        nets = nn.ModuleDict({"model": model, "average": fresh(model)})
-        if not self.waits:
-            nets["pretext"] = Dino(model.encoder, model.channels[-1])
-        return nets
+    def pretext_parts(self, model: PyramidNet, inputs: int, dims: int) -> nn.Module:
+        return Dino(model.encoder, model.channels[-1])
 
     def pretext(self, nets: nn.ModuleDict, images: Batch, now: Moment) -> Tensor:
-        if self.waits:
-            return nothing()
         rng = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
         seen = lambda size, areas: self.augmentation.intensity(crops(images.images, size, areas, rng), rng)  # noqa: E731
         large = [seen(self.size, (0.4, 1.0)) for _ in range(2)]
@@ -147,5 +142,4 @@ class Distilled(Pretrained):
         return nets["pretext"].loss(nets["model"].encoder, large, small)
 
     def after_pretext(self, nets: nn.ModuleDict, now: Moment) -> None:
-        if not self.waits:
-            nets["pretext"].move(nets["model"].encoder, now)
+        nets["pretext"].move(nets["model"].encoder, now)

@@ -18,7 +18,7 @@ class SimCLR(Pretrained):
 
     width: int = 32
 
-    def pretext_parts(self, inputs: int, classes: int, dims: int) -> nn.Module:
+    def pretext_parts(self, model: nn.Module, inputs: int, dims: int) -> nn.Module:
         return Projector(self.channels[-1], self.channels[-1], self.width)
 
     def pretext(self, nets: nn.ModuleDict, images: Batch, now: Moment) -> Tensor:

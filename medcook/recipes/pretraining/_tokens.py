@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from medcook.methods import Batch, Moment
 from medcook.networks.unet import DoubleConv
-from medcook.pretraining import Pretrained, fresh
+from medcook.pretraining import Pretrained
 
 AREA, RATIO = (0.3, 1.0), (3 / 4, 4 / 3)
 """Of a crop, as a share of the image's area, and width over height."""
@@ -169,17 +169,9 @@ class TokenPretrained(Pretrained):
         """Rows and columns of the tokens of images."""
         return images.shape[2] // self.patch, images.shape[3] // self.patch
 
-    def build(self, inputs: int, classes: int, dims: int) -> nn.ModuleDict:
+    def model(self, inputs: int, classes: int, dims: int) -> nn.Module:
         encoder = Encoder(inputs, self.width, self.depth, self.heads, self.patch)
-        model = TokenUNet(encoder, inputs, classes, self.channels)
-        nets = nn.ModuleDict({"model": model, "average": fresh(model)})
-        if self.share:
-            nets["pretext"] = self.beside(encoder, inputs)
-        return nets
-
-    def beside(self, encoder: Encoder, inputs: int) -> nn.Module:
-        """What only the pretext needs, for an encoder of images with so many channels."""
-        raise NotImplementedError
+        return TokenUNet(encoder, inputs, classes, self.channels)
 
 
 @dataclass
@@ -192,7 +184,7 @@ class MaskedAutoencoder(TokenPretrained):
 
     hides: float = 0.75
 
-    def beside(self, encoder: Encoder, inputs: int) -> nn.Module:
+    def pretext_parts(self, model: TokenUNet, inputs: int, dims: int) -> nn.Module:
         return Predictor(self.width, self.narrow, self.short, self.heads, inputs * self.patch**2)
 
     def pretext(self, nets: nn.ModuleDict, images: Batch, now: Moment) -> Tensor:

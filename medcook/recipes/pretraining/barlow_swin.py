@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medcook.methods import Batch, Moment
-from medcook.pretraining import Pretrained, fresh, nothing, pooled
+from medcook.pretraining import OptionalPretext, pooled
 from medcook.recipes.architectures.swin_unetr import Merge, SwinBlock
 from medcook.recipes.pretraining._settings import BASELINE, BRAINS, HEARTS, scales
 from medcook.recipes.recipe import Arm, Component, Recipe
@@ -113,30 +113,25 @@ def projector(width: int, hidden: int) -> nn.Sequential:
 
 
 @dataclass
-class BarlowSwin(Pretrained):
+class BarlowSwin(OptionalPretext):
     """Barlow Twins for the encoder, then all of the network on labels; `channels` has no meaning here.
 
     width   features of a token of 2 x 2 pixels; twice and four times as many at a quarter and an eighth
-    waits   there is no pretext, and nothing happens in its place
     hidden  numbers of the vectors that the views are compared by
     """
 
     width: int = 12
-    waits: bool = False
     hidden: int = 32
 
     axes = 2
 
-    def build(self, inputs: int, classes: int, dims: int) -> nn.ModuleDict:
-        model = BarlowSwinNet(inputs=inputs, classes=classes, width=self.width)
-        nets = nn.ModuleDict({"model": model, "average": fresh(model)})
-        if not self.waits:
-            nets["pretext"] = projector(4 * self.width, self.hidden)
-        return nets
+    def model(self, inputs: int, classes: int, dims: int) -> nn.Module:
+        return BarlowSwinNet(inputs=inputs, classes=classes, width=self.width)
+
+    def pretext_parts(self, model: nn.Module, inputs: int, dims: int) -> nn.Module:
+        return projector(4 * self.width, self.hidden)
 
     def pretext(self, nets: nn.ModuleDict, images: Batch, now: Moment) -> Tensor:
-        if self.waits:
-            return nothing()
         views = (self.view(images.images) for _ in range(2))
         first, second = (nets["pretext"](pooled(nets["model"].encoder(padded(view))[-1])) for view in views)
         return barlow_loss(first, second)

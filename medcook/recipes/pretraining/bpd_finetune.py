@@ -15,7 +15,6 @@ the test set is scored once. That the authors' rates suit this network was looke
 """
 
 import math
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -154,15 +153,14 @@ class SiteTuned(Pretrained, Classifier):
     axes = 2
     trial = BRAINS
 
-    def build(self, inputs: int, classes: int, dims: int) -> nn.ModuleDict:
+    def model(self, inputs: int, classes: int, dims: int) -> nn.Module:
         if dims != 2:
             raise MedcookError("SqueezeNet sees images, not volumes.", "Take a data set that is prepared as slices.")
         encoder = load_squeezenet() if self.start == "imagenet" else SqueezeNet(features_only=True)
-        model = Tuned(encoder, self.head(classes))
-        nets = nn.ModuleDict({"model": model, "average": deepcopy(model).requires_grad_(False)})
-        if self.share:
-            nets["pretext"] = self.head(2)
-        return nets
+        return Tuned(encoder, self.head(classes))
+
+    def pretext_parts(self, model: nn.Module, inputs: int, dims: int) -> nn.Module:
+        return self.head(2)
 
     def head(self, classes: int) -> nn.Module:
         """(B, 512) to (B, classes)."""

@@ -25,10 +25,10 @@ from medcook.methods import Batch, Moment
 from medcook.pretraining import PoolTask, follow, fresh
 from medcook.recipes.pretraining._settings import BASELINE, BRAINS, LABELLED, scales
 from medcook.recipes.pretraining._tokens import (
-    Encoder,
     MaskedAutoencoder,
     Predictor,
     TokenPretrained,
+    TokenUNet,
     between,
     crops,
     grid_places,
@@ -153,10 +153,10 @@ class CheXWorld(TokenPretrained):
     told: bool = True
     momentum: float = 0.97
 
-    def beside(self, encoder: Encoder, inputs: int) -> nn.Module:
+    def pretext_parts(self, model: TokenUNet, inputs: int, dims: int) -> nn.Module:
         actions = len(UNCHANGED) if self.domains else 0
         predictor = Predictor(self.width, self.narrow, self.short, self.heads, self.width, actions)
-        return nn.ModuleDict({"predictor": predictor, "target": fresh(encoder)})
+        return nn.ModuleDict({"predictor": predictor, "target": fresh(model.encoder)})
 
     def pretext(self, nets: nn.ModuleDict, images: Batch, now: Moment) -> Tensor:
         return self.surprise(nets, self.scene(images.images))

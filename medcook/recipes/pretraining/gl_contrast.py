@@ -140,7 +140,7 @@ class GlobalLocal(Staged):
     axes = 2
     trial = BRAINS
 
-    def pretext_parts(self, inputs: int, classes: int, dims: int) -> nn.Module:
+    def pretext_parts(self, model: nn.Module, inputs: int, dims: int) -> nn.Module:
         heads = {"whole": SliceHead(self.channels[-1])}
         if self.local:
             heads["regions"] = RegionHead(self.channels[-1 - self.blocks])

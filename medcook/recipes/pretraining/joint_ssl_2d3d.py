@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medcook.methods import Batch, Moment
-from medcook.pretraining import fresh, nothing
+from medcook.pretraining import OptionalPretext
 from medcook.recipes.pretraining._settings import BRAIN_VOLUMES, HIPPOCAMPI, scales
 from medcook.recipes.pretraining._stages import Staged
 from medcook.recipes.pretraining._volumes import PretrainedOnVolumes
@@ -177,30 +177,24 @@ def hidden(batch: int, slices: int) -> Tensor:
 
 
 @dataclass
-class JointClustering(Staged, PretrainedOnVolumes):
+class JointClustering(OptionalPretext, Staged, PretrainedOnVolumes):
     """A 2D U-Net on the slices of volumes, whose encoder learns from clustering slices and volumes.
 
     shares    of the pretext: slices alone; what hidden slices are like, with the encoder as it is; slices and volumes
     clusters  prototypes of slices and of volumes
-    waits     there is no pretext, and nothing happens in its place
     """
 
     share: float = 0.375
     shares: tuple[float, float, float] = (1 / 2, 1 / 6, 1 / 3)
     clusters: tuple[int, int] = (32, 8)
-    waits: bool = False
 
     def stages(self) -> tuple[float, ...]:
         return self.shares
 
-    def build(self, inputs: int, classes: int, dims: int) -> nn.ModuleDict:
-        model = SliceUNet(inputs=inputs, classes=classes, channels=self.channels)
-        nets = nn.ModuleDict({"model": model, "average": fresh(model)})
-        if self.share and not self.waits:
-            nets["pretext"] = self.pretext_parts(inputs, classes, dims)
-        return nets
+    def model(self, inputs: int, classes: int, dims: int) -> nn.Module:
+        return SliceUNet(inputs=inputs, classes=classes, channels=self.channels)
 
-    def pretext_parts(self, inputs: int, classes: int, dims: int) -> nn.Module:
+    def pretext_parts(self, model: nn.Module, inputs: int, dims: int) -> nn.Module:
         parts = {"slices": SliceClusters(self.channels, self.clusters[0])}
         if self.shares[2]:
             parts["volumes"] = VolumeClusters(self.clusters[1])
@@ -211,8 +205,6 @@ class JointClustering(Staged, PretrainedOnVolumes):
         return self.view(volumes.flatten(1, 2)).view_as(volumes)
 
     def pretext(self, nets: nn.ModuleDict, images: Batch, now: Moment) -> Tensor:
-        if self.waits:
-            return nothing()
         parts, number = nets["pretext"], self.stage(now)[0]
         views = torch.cat([self.in_plane(images.images) for _ in range(2)])
         with torch.set_grad_enabled(number != 1):

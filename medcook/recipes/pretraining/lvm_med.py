@@ -173,7 +173,7 @@ class LvmMed(Pretrained):
     best: int = 20
     width: int = 32
 
-    def pretext_parts(self, inputs: int, classes: int, dims: int) -> nn.Module:
+    def pretext_parts(self, model: nn.Module, inputs: int, dims: int) -> nn.Module:
         parts = {"project": nn.Linear(self.channels[-1], self.width)}
         if self.passing:
             parts["passing"] = MessagePassing(self.width)

@@ -84,7 +84,7 @@ class CoTrained(PretrainedOnVolumes):
 
     trial = BRAINS
 
-    def pretext_parts(self, inputs: int, classes: int, dims: int) -> nn.Module:
+    def pretext_parts(self, model: nn.Module, inputs: int, dims: int) -> nn.Module:
         return nn.ModuleList(Branch(self.channels[-1], self.structures + 1) for _ in range(self.sets))
 
     def pretext(self, nets: nn.ModuleDict, images: Batch, now: Moment) -> Tensor:

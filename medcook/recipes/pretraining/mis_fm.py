@@ -76,7 +76,7 @@ class VolumeFusion(PretrainedOnVolumes):
 
     levels: int = 4
 
-    def pretext_parts(self, inputs: int, classes: int, dims: int) -> nn.Module:
+    def pretext_parts(self, model: nn.Module, inputs: int, dims: int) -> nn.Module:
         """The last layer, the one part of the network that is not kept."""
         return (nn.Conv2d if dims == 2 else nn.Conv3d)(self.channels[0], self.levels + 1, 1)
 
@@ -109,7 +109,7 @@ def paint(images: Tensor, where: Tensor) -> Tensor:
 class Restoration(PretrainedOnVolumes):
     """Give back a volume of which parts are hidden and the brightness is another."""
 
-    def pretext_parts(self, inputs: int, classes: int, dims: int) -> nn.Module:
+    def pretext_parts(self, model: nn.Module, inputs: int, dims: int) -> nn.Module:
         return (nn.Conv2d if dims == 2 else nn.Conv3d)(self.channels[0], inputs, 1)
 
     def pretext(self, nets: nn.ModuleDict, images: Batch, now: Moment) -> Tensor:

@@ -67,7 +67,7 @@ class FromImageNet(Distilled):
 
     imagenet: bool = True
 
-    def model(self, inputs: int, classes: int) -> PyramidNet:
+    def pyramid(self, inputs: int, classes: int) -> PyramidNet:
         net = load_squeezenet() if self.imagenet else SqueezeNet(features_only=True)
         return PyramidNet(GreyEncoder(net), tuple(LEVELS.values()), classes)
 

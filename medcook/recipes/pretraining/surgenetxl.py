@@ -25,7 +25,7 @@ class SmallSurgeNet(Distilled):
 
     pretext_rate: float = 1e-3
 
-    def model(self, inputs: int, classes: int) -> PyramidNet:
+    def pyramid(self, inputs: int, classes: int) -> PyramidNet:
         return PyramidNet(CAFormer(inputs=inputs, dims=DIMS, depths=DEPTHS, stem=2), DIMS, classes)
 
 

@@ -108,7 +108,7 @@ class VolumeContrast(PretrainedOnVolumes):
     follows: float = 0.9
     context: bool = True
 
-    def pretext_parts(self, inputs: int, classes: int, dims: int) -> nn.Module:
+    def pretext_parts(self, model: nn.Module, inputs: int, dims: int) -> nn.Module:
         """The student's projection and the teacher's; the encoder is the network's, and one for both."""
         width = sum(self.channels)
         norm = nn.BatchNorm1d(width, affine=False, track_running_stats=False)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from pretexts import assert_both_phases_work, built
 from torch import nn
 
 from medcook.data import IGNORE
@@ -25,11 +26,6 @@ def batch(sets: tuple[int, ...] = (0, 1, 0, 1), size: tuple[int, ...] = SIZE) ->
     images = raters + torch.randn(len(sets), 1, *size, generator=rng)
     groups = (torch.tensor(sets) * CASES + torch.arange(len(sets))) * PLACES
     return Batch(images, torch.full((len(sets), *size), IGNORE).byte(), raters=raters, groups=groups)
-
-
-def built(method: CoTrained) -> nn.ModuleDict:
-    torch.manual_seed(0)
-    return method.build(1, 3, 3).train()
 
 
 @pytest.mark.component("a decoder for each set")
@@ -194,15 +190,5 @@ def test_any_size(size):
 
 
 @pytest.mark.parametrize("arm", recipe.arms)
-def test_every_arm_ends_with_the_supervised_step_and_works_in_bfloat16(arm):
-    method = recipe.arms[arm].method
-    nets = built(method)
-    labelled = batch()._replace(labels=torch.randint(0, 3, (4, *SIZE)).byte())
-    for now in (NOW, Moment(9, 10)):
-        nets.zero_grad()
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = method.training_step(nets, labelled, batch(), now)
-        loss.backward()
-        assert loss.dtype == torch.float32 and torch.isfinite(loss)
-    assert all(weight.grad is not None for weight in nets["model"].parameters())
-    assert method.predict(nets.eval(), batch().images).shape == (4, 3, *SIZE)
+def test_every_arm_goes_through_both_phases(arm):
+    assert_both_phases_work(recipe.arms[arm].method, batch())

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from pretexts import assert_both_phases_work, built, unlabelled
 from torch import nn
 
 from medcook.data import IGNORE
@@ -26,13 +27,7 @@ NOW = Moment(0, 10)
 
 
 def batch(size: tuple[int, ...] = SIZE, count: int = 3) -> Batch:
-    images = torch.randn(count, 1, *size, generator=torch.Generator().manual_seed(0))
-    return Batch(images, torch.full((count, *size), IGNORE, dtype=torch.uint8))
-
-
-def built(method) -> nn.ModuleDict:
-    torch.manual_seed(0)
-    return method.build(1, 3, 3).train()
+    return unlabelled(size, count)
 
 
 class Sees(nn.Module):
@@ -209,15 +204,5 @@ def test_it_runs_on_volumes_of_the_hippocampus_with_three_labelled_patients():
 
 
 @pytest.mark.parametrize("arm", recipe.arms)
-def test_every_arm_ends_with_the_supervised_step_and_works_in_bfloat16(arm):
-    method = recipe.arms[arm].method
-    nets = built(method)
-    labelled = batch()._replace(labels=torch.randint(0, 3, (3, *SIZE)).byte())
-    for now in (NOW, Moment(9, 10)):
-        nets.zero_grad()
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = method.training_step(nets, labelled, batch(), now)
-        loss.backward()
-        assert loss.dtype == torch.float32 and torch.isfinite(loss)
-    assert all(weight.grad is not None for weight in nets["model"].parameters())
-    assert method.predict(nets.eval(), batch().images).shape == (3, 3, *SIZE)
+def test_every_arm_goes_through_both_phases(arm):
+    assert_both_phases_work(recipe.arms[arm].method, batch())

@@ -106,7 +106,7 @@ def test_a_block_is_residual_and_its_way_around_has_factors_in_late_stages():
 
 @pytest.mark.component("feature pyramid for segmentation")
 def test_levels_halve_and_any_size_comes_back():
-    net = SMALL.model(1, 3)
+    net = SMALL.model(1, 3, 2)
     assert isinstance(net, PyramidNet)
     maps = net.encoder.levels(torch.randn(1, 1, 64, 48))
     assert [tuple(level.shape[1:]) for level in maps] == [(16, 31, 23), (32, 16, 12), (64, 8, 6), (96, 4, 3)]

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from pretexts import assert_both_phases_work, built, unlabelled
 from torch import nn
 
-from medcook.data import IGNORE
 from medcook.data.transforms import NONE
 from medcook.methods import Batch, Moment
 from medcook.pretraining import cut, encoded
@@ -31,13 +31,7 @@ NOW = Moment(0, 10)
 
 
 def batch(size: tuple[int, ...] = SIZE, count: int = 3) -> Batch:
-    images = torch.randn(count, 1, *size, generator=torch.Generator().manual_seed(0))
-    return Batch(images, torch.full((count, *size), IGNORE, dtype=torch.uint8))
-
-
-def built(method: VolumeContrast) -> nn.ModuleDict:
-    torch.manual_seed(0)
-    return method.build(1, 3, 3).train()
+    return unlabelled(size, count)
 
 
 def loss_by_loops(alike, y) -> float:
@@ -233,15 +227,5 @@ def test_any_size(size):
 
 
 @pytest.mark.parametrize("arm", recipe.arms)
-def test_every_arm_ends_with_the_supervised_step_and_works_in_bfloat16(arm):
-    method = recipe.arms[arm].method
-    nets = built(method)
-    labelled = batch()._replace(labels=torch.randint(0, 3, (3, *SIZE)).byte())
-    for now in (NOW, Moment(9, 10)):
-        nets.zero_grad()
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = method.training_step(nets, labelled, batch(), now)
-        loss.backward()
-        assert loss.dtype == torch.float32 and torch.isfinite(loss)
-    assert all(weight.grad is not None for weight in nets["model"].parameters())
-    assert method.predict(nets.eval(), batch().images).shape == (3, 3, *SIZE)
+def test_every_arm_goes_through_both_phases(arm):
+    assert_both_phases_work(recipe.arms[arm].method, batch())
