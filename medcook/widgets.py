@@ -25,6 +25,7 @@ from medcook.metrics import dice
 from medcook.plots import as_slices, show_slice
 from medcook.pretraining_figures import alike_figure
 from medcook.shape_figures import covered_figure
+from medcook.synthesis_figures import noise_figure
 from medcook.volumes import AXES, most_wrong, plane_view
 
 
@@ -208,6 +209,14 @@ def neighbour_explorer(
     which = widgets.Dropdown(options=list(networks), description="network")
     number = widgets.IntSlider(len(images) // 2, 0, len(images) - 1, description="slice")
     return live(lambda name, k: alike_figure({name: networks[name]}, images, case_of, k, manifest), which, number)
+
+
+def diffusion_explorer(diffusion, nets: Mapping[str, Callable], image: Tensor, manifest: Manifest) -> widgets.VBox:
+    """Choose how much noise an image (1, 1, H, W) drowns in, and see what a network finds in it (`noise_figure`)."""
+    which = widgets.Dropdown(options=list(nets), description="network")
+    time = widgets.IntSlider(diffusion.times // 2, 0, diffusion.times - 1, description="t")
+    draw = widgets.IntSlider(0, 0, 9, description="noise")
+    return live(lambda name, t, k: noise_figure(diffusion, nets[name], image, t, k, manifest), which, time, draw)
 
 
 def live(draw: Callable[..., Figure], *controls: widgets.ValueWidget) -> widgets.VBox:

@@ -1,0 +1,2 @@
+def xray(volume, voxel, depth):
+    return 1 - np.exp(-volume.sum(axis=2) * voxel / depth)
