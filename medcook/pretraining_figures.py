@@ -8,11 +8,14 @@ import torch.nn.functional as F
 from matplotlib import colormaps
 from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from medcook import plots
+from medcook.data import IGNORE
 from medcook.data.manifests import Manifest
 from medcook.pretraining import encoded, pooled
+from medcook.tasks import Samples
 
 
 def puzzles_figure(puzzles: Mapping[str, Mapping[str, np.ndarray]], manifest: Manifest) -> Figure:
@@ -110,3 +113,28 @@ def labels_figure(scores: Mapping[str, Mapping[int, Sequence[float]]], credit: s
     axes.grid(axis="y", color="0.9")
     axes.legend(frameon=False, fontsize=9)
     return plots.credit(figure, credit)
+
+
+@torch.no_grad()
+def recalls(net: nn.Module, samples: Samples, most: int = 3000, seed: int = 0) -> dict[int, tuple[float, float]]:
+    """{label value: (found by the network, found by a linear classifier of its last features)}, shares of the voxels.
+
+    The classifier is a logistic regression with as many voxels of every value, at most `most`; half of them train it
+    and the other half is counted: so it tells whether a structure is in the features, whatever the head makes of them.
+    """
+    net.eval()
+    maps = torch.cat([net.features(part) for part in samples.images.split(8)])
+    answers = torch.cat([net.head(part).argmax(1) for part in maps.split(8)]).flatten()
+    features, labels = maps.movedim(1, -1).flatten(0, -2), samples.labels.flatten()
+    rng = torch.Generator().manual_seed(seed)
+    values = [int(value) for value in labels.unique() if value != IGNORE]
+    places = {value: torch.where(labels == value)[0] for value in values}
+    many = min(most, *map(len, places.values()))
+    chosen = {value: place[torch.randperm(len(place), generator=rng)[:many]] for value, place in places.items()}
+    train = torch.cat([place[::2] for place in chosen.values()])
+    probe = LogisticRegression(max_iter=1000).fit(features[train], labels[train])
+    share = lambda guess, value: float((np.asarray(guess) == value).mean())  # noqa: E731
+    return {
+        value: (share(answers[places[value]], value), share(probe.predict(features[chosen[value][1::2]]), value))
+        for value in values
+    }

@@ -10,6 +10,7 @@ from medcook import pretraining_figures as figures
 from medcook import widgets
 from medcook.data.manifests import load_manifest
 from medcook.networks import UNet
+from medcook.tasks import Samples
 
 MANIFEST = load_manifest("embedded")
 
@@ -98,3 +99,23 @@ def test_neighbours_can_be_explored(vectors, images):
         before = picture.value
         control.value = value
         assert picture.value != before
+
+
+class Deaf(torch.nn.Module):
+    """Its features are the label itself and some noise; its head only ever says background."""
+
+    def features(self, images):
+        return torch.cat([images, torch.randn(images.shape, generator=torch.Generator().manual_seed(3))], dim=1)
+
+    def head(self, maps):
+        return torch.stack([torch.ones_like(maps[:, 0]), *[torch.zeros_like(maps[:, 0])] * 2], dim=1)
+
+
+def test_what_the_features_hold_is_told_from_what_the_head_says():
+    labels = torch.randint(0, 3, (6, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    samples = Samples(labels[:, None].float(), labels, torch.arange(6))
+    found = figures.recalls(Deaf(), samples)
+    assert [found[value][0] for value in range(3)] == [1, 0, 0]
+    assert all(found[value][1] > 0.98 for value in range(3))
+    nothing = figures.recalls(Deaf(), Samples(torch.zeros(6, 1, 16, 16), labels, torch.arange(6)))
+    assert sum(nothing[value][1] for value in range(3)) < 1.3, "noise tells nothing apart"
