@@ -38,15 +38,15 @@ class Window:
 
     def crop(self, volume: Tensor, mode: str = "bilinear", padding: str = "border") -> Tensor:
         """Sample (N, C, *shape) at the grid's points: (N, C, *size), float32."""
-        return _sample(volume.float(), self.points(), mode, padding)
+        return sampled(volume.float(), self.points(), mode, padding)
 
     def paste(self, probabilities: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Take (N, classes, *size) back to (N, classes, *shape); outside the window everything is background."""
-        structures = _sample(probabilities.float()[:, 1:], self.positions(shape), "bilinear", "zeros")
+        structures = sampled(probabilities.float()[:, 1:], self.positions(shape), "bilinear", "zeros")
         return torch.cat([1 - structures.sum(1, keepdim=True), structures], dim=1)
 
 
-def _sample(volume: Tensor, coordinates: list[Tensor], mode: str, padding: str) -> Tensor:
+def sampled(volume: Tensor, coordinates: list[Tensor], mode: str, padding: str) -> Tensor:
     """Read `volume` (N, C, *shape) on the product grid of per-axis voxel coordinates."""
     shape = volume.shape[2:]
     unit = [(2 * points + 1) / voxels - 1 for points, voxels in zip(coordinates, shape, strict=True)]

@@ -23,7 +23,7 @@ from medcook.data import Case
 from medcook.data.transforms import Augment, warp
 from medcook.errors import MedcookError
 from medcook.methods.method import Batch, Method
-from medcook.preparation import Preparation, _sample
+from medcook.preparation import Preparation, sampled
 from medcook.tasks import Task
 
 SOFT = 1.05
@@ -83,19 +83,28 @@ def turned(volume: Tensor, degrees: float) -> Tensor:
     return F.grid_sample(volume[None], grid, align_corners=False)[0]
 
 
+def plane(mu: Tensor, spacing: tuple[float, ...], beam: Beam, size: tuple[int, int]) -> list[Tensor]:
+    """Where the X-ray's rows and columns lie among the voxels of a volume (body, across, along the ray): two vectors.
+
+    The first row is the first slice with a body in it; the columns are around the middle.
+    """
+    along, across, _ = (spacing[axis] for axis in beam.axes)
+    there = (mu > 0.5).float().flatten(1).mean(1) > 0.01
+    top = float(there.int().argmax()) if there.any() else 0.0
+    middle, half = (mu.shape[1] - 1) / 2, (size[1] - 1) / 2
+    rows, columns = torch.arange(size[0]), torch.arange(size[1]) - half
+    return [top + rows * beam.pixel / along, middle + columns * beam.pixel / across]
+
+
 def views(case: Case, beam: Beam, angles: tuple[float, ...], size: tuple[int, int]) -> Views:
-    """The X-rays of a volume from several sides; the first row is the first slice with a body in it."""
+    """The X-rays of a volume from several sides, on the pixels of `plane`."""
     mu, bone = attenuation(case, beam)
-    along, across, ray = (case.spacing[axis] for axis in beam.axes)
+    pixels, length = plane(mu, case.spacing, beam, size), case.spacing[beam.axes[2]]
     soft = mu.clamp(max=SOFT) if beam.hard is not None else torch.zeros_like(mu)
     soft = torch.where(bone > 0, soft, mu)
     mu = soft + EXCESS * (mu - soft)
-    there = (mu > 0.5).float().flatten(1).mean(1) > 0.01
-    top = float(there.int().argmax()) if there.any() else 0.0
-    rows = top + torch.arange(size[0]) * beam.pixel / along
-    columns = (mu.shape[1] - 1) / 2 + (torch.arange(size[1]) - (size[1] - 1) / 2) * beam.pixel / across
-    stack = torch.stack([turned(part, angle).sum(2) for angle in angles for part in (mu, soft, bone)]) * ray
-    seen = _sample(stack[:, None], [rows, columns], "bilinear", "zeros")[:, 0].unflatten(0, (-1, 3)).unbind(1)
+    stack = torch.stack([turned(part, angle).sum(2) for angle in angles for part in (mu, soft, bone)]) * length
+    seen = sampled(stack[:, None], pixels, "bilinear", "zeros")[:, 0].unflatten(0, (-1, 3)).unbind(1)
     return Views(1 - torch.exp(-seen[0] / DEPTH), 1 - torch.exp(-seen[1] / DEPTH), seen[2])
 
 

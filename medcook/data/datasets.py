@@ -28,6 +28,7 @@ READERS = {
     "kits21": "medcook.data.sets.kits21:Kits21",
     "medshapenet": "medcook.data.sets.medshapenet:MedShapeNet",
     "openkbp": "medcook.data.sets.openkbp:OpenKbp",
+    "paxray": "medcook.data.sets.paxray:PaxRay",
     "totalsegmentator": "medcook.data.sets.totalsegmentator:TotalSegmentator",
 }
 """The reader named in a manifest, and the class behind it (imported when first needed)."""
