@@ -98,7 +98,26 @@ SAM3 = [
     ('asked["input_boxes"] = centred(box, image.shape)', 'asked["input_boxes"] = torch.full((1, 1, 4), 0.5)'),
     ("return (square * 2 - 1).expand(1, 3, side, side)", "return square.expand(1, 3, side, side)"),
 ]
+PAXRAY = [
+    ("label[mask] = value", "label[mask & (label == 0)] = value"),
+    ("if sides.setdefault(entry.patient, entry.part) != entry.part:", "if False:"),
+]
+SYNTHESIS = [
+    ("if then.step < learning:", "if then.step <= learning:"),
+    ("many = round(self.mixed * len(images))", "many = len(images)"),
+    ("self.labels = torch.cat([self.labels, labels])", "self.labels = torch.cat([labels, self.labels])"),
+    ("saved = state[prefix + name]", "saved = getattr(self, name)"),
+]
+PROJECTIONS = [
+    ("mu = soft + EXCESS * (mu - soft)", "mu = soft + (mu - soft)"),
+    ("for part in (mu, soft, bone)]) * length", "for part in (mu, soft, bone)])"),
+    ("top + rows * beam.pixel / along", "rows * beam.pixel / along"),
+    ("xrays = images[:, :1]", "xrays = images[:, -1:]"),
+]
 CORE = {
+    ("data/sets/paxray.py", "data/sets/test_paxray.py"): PAXRAY,
+    ("synthesis.py", "test_synthesis.py"): SYNTHESIS,
+    ("projections.py", "test_projections.py"): PROJECTIONS,
     ("metrics.py", "test_metrics.py"): METRICS,
     ("losses.py", "test_losses.py"): LOSSES,
     ("evaluation.py", "test_evaluation.py"): EVALUATION,
@@ -556,6 +575,19 @@ RECIPES = {
         ("bound[known].min() / bound) ** gamma", "bound[known].max() / bound) ** gamma"),
         ("said = said * factors", "said = said / factors"),
     ],
+    "synthesis/paxray": [
+        (
+            "sure = drawn.all(1)[:, None, None, None] | (nothing == 0)",
+            "sure = torch.ones_like(nothing, dtype=torch.bool)",
+        ),
+        ("regions[view, answer - 1] if answer", "regions[view, number] if answer"),
+    ],
+    "synthesis/_overlapping": [
+        ("masks[:, [value not in drawn for value in self.values]] = IGNORE", "pass"),
+        ("torch.inf).min(1)", "-torch.inf).max(1)"),
+    ],
+    "synthesis/_regions": [("sums[image, top, left]) / (end", "0) / (end")],
+    "synthesis/_phrases": [("(not side or told == {side})", "(not side or side in told)")],
 }
 TESTED_BY = {
     "architectures/_scan": "lightm_unet",
@@ -569,6 +601,9 @@ TESTED_BY = {
     "pretraining/_pyramid": "ssl_diversity",
     "pretraining/_stages": "joint_ssl_2d3d",
     "pretraining/_searching": "medimageinsight",
+    "synthesis/_overlapping": "paxray",
+    "synthesis/_regions": "paxray",
+    "synthesis/_phrases": "paxray",
 }
 """Whose tests notice, where these are not in a file of the same name."""
 
