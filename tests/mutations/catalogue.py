@@ -575,6 +575,14 @@ RECIPES = {
         ("bound[known].min() / bound) ** gamma", "bound[known].max() / bound) ** gamma"),
         ("said = said * factors", "said = said / factors"),
     ],
+    "synthesis/seg2med": [
+        ("structures if self.told else torch.zeros_like(structures)", "structures"),
+        ("F.avg_pool2d(images[:, :1].float(), COARSE)", "images[:, :1].float()"),
+    ],
+    "synthesis/roentgen": [
+        ("return empty + guidance * (told - empty)", "return told + guidance * (told - empty)"),
+        ("finding = (numbers % 2).to(torch.uint8)", "finding = (numbers % 3 % 2).to(torch.uint8)"),
+    ],
     "synthesis/paxray": [
         (
             "sure = drawn.all(1)[:, None, None, None] | (nothing == 0)",

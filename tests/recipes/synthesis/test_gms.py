@@ -12,13 +12,13 @@ from torch.distributions import Normal, kl_divergence
 from medcook.data import IGNORE
 from medcook.methods import Batch, Moment
 from medcook.networks import parameters
-from medcook.recipes.synthesis import gms
 from medcook.recipes.synthesis._painting import grey, painted, shares
 from medcook.recipes.synthesis._settings import BASELINE
 from medcook.recipes.synthesis.gms import (
     GMS,
     KL,
     LATENT,
+    LEVELS,
     AttentionBlock,
     Autoencoder,
     LatentMapping,
@@ -116,10 +116,10 @@ class TestAutoencoder:
 
     def test_maps_of_nothing_are_smooth_nested_and_name_every_class(self):
         torch.manual_seed(0)
-        maps = random_maps(200, (32, 32), 4)
+        maps = random_maps(100, (64, 64), 4)
         assert maps.dtype == torch.uint8 and maps.flatten().bincount().float().min() > 0.1 * maps.numel()
         changes = (maps[:, 1:] != maps[:, :-1]).float().mean()
-        assert changes < 0.25
+        assert changes < 0.25, "noise changes at three of four neighbours"
         assert len(maps[:, 0, 0].unique()) == 4
 
 
@@ -143,7 +143,7 @@ class TestMapping:
                     lambda p, i, o, name=name: sizes.append(o.shape) or given.update({name: i[0]})
                 )
         latents = torch.randn(2, LATENT, 8, 12)
-        assert net(latents).shape == latents.shape
+        assert [said.shape for said in net(latents)] == [latents.shape] * LEVELS
         assert len(sizes) == 8 and {tuple(size[2:]) for size in sizes} == {(8, 12)}
         torch.testing.assert_close(given["up.3"][:, :8], net.enter(latents))
         torch.testing.assert_close(given["up.0"][:, :32], given["down.3"])
@@ -151,7 +151,7 @@ class TestMapping:
     @pytest.mark.parametrize("chance", [0.4, 0.6])
     def test_it_sees_the_mean_of_the_posterior_or_a_sample(self, chance, monkeypatch):
         method, nets, seen = GMS(), built(), []
-        nets["model"].mapping.forward = lambda latents: seen.append(latents) or latents.requires_grad_()
+        nets["model"].mapping.forward = lambda latents: seen.append(latents) or [latents]
         monkeypatch.setattr(torch, "rand", lambda *size, **how: torch.full(size[0] if size else (), chance))
         given = batch()
         method.supervised(nets, given, Moment(0, 5))
@@ -169,16 +169,19 @@ class TestLosses:
     def test_what_is_asked_for(self, matching):
         """Independently: Dice by MONAI, latents of the mask by the encoder alone."""
         method, nets, given = GMS(matching=matching), built(), batch()
-        net, said = nets["model"].autoencoder, torch.randn(4, LATENT, 8, 8)
+        net, said = nets["model"].autoencoder, torch.randn(LEVELS, 4, LATENT, 8, 8)
         net.spread.fill_(0.5)
-        nets["model"].mapping.forward = lambda latents: said
+        nets["model"].mapping.forward = lambda latents: list(said)
         mask = torch.stack([given.labels == k for k in (1, 2, 3)], dim=1).float()
         with torch.no_grad():
             wanted = net.posterior(2 * mask - 1)[0] / 0.5
-            drawn = (net.drawn(0.5 * said) / 2 + 0.5).clamp(0, 1)
-            dice = DiceLoss(batch=True, smooth_nr=1, smooth_dr=1)(drawn, mask)
+            total = 0.0
+            for level in said:
+                drawn = (net.drawn(0.5 * level) / 2 + 0.5).clamp(0, 1)
+                dice = DiceLoss(batch=True, smooth_nr=1, smooth_dr=1)(drawn, mask)
+                total = total + matching * (level - wanted).square().mean() + dice
             found = method.supervised(nets, given, Moment(0, 5))
-        torch.testing.assert_close(found, matching * (said - wanted).square().mean() + dice)
+        torch.testing.assert_close(found, total)
 
     def test_dice_is_that_of_monai(self):
         found, truth = torch.rand(2, 3, 8, 8), (torch.rand(2, 3, 8, 8) > 0.7).float()
@@ -213,7 +216,7 @@ class TestDecoding:
         method, nets, given = GMS(), built().eval(), batch()
         net = nets["average"].autoencoder
         net.spread.fill_(0.7)
-        nets["average"].mapping.forward = lambda latents: latents + 0.5
+        nets["average"].mapping.forward = lambda latents: [-latents, latents + 0.5]
         with torch.no_grad():
             found = method.predict(nets, given.images)
             drawn = net.drawn(0.7 * (net.posterior(given.images.repeat(1, 3, 1, 1))[0] / 0.7 + 0.5))
@@ -233,6 +236,7 @@ def test_a_third_of_the_weights_of_the_u_net_learn_from_labels():
     assert counts["gms"] < counts["unfrozen"] < u_net
 
 
+@pytest.mark.component("less overfitting")
 def test_the_ablation_differs_by_what_is_frozen_alone():
     one, other = (asdict(recipe.arms[name].method) for name in recipe.ablation)
     assert {name for name in one if one[name] != other[name]} == {"frozen"}
@@ -254,13 +258,10 @@ def test_every_weight_learns_and_both_phases_work_in_bfloat16(arm):
     assert learnt == {name for name, _ in nets["model"].named_parameters()}
 
 
-@pytest.mark.parametrize(("side", "classes"), [(32, 4), (64, 4), (64, 2), (20, 3)])
+@pytest.mark.parametrize(("side", "classes"), [(32, 4), (64, 4), (64, 2), (24, 3)])
 def test_any_size_and_number_of_structures(side, classes):
-    method = GMS()
-    nets, given = built(method, classes), batch(side // 4 * 4, 2, classes)._replace()
-    images = torch.randn(2, 1, side, side)
+    method, given = GMS(), batch(side, 2, classes)
+    nets = built(method, classes)
+    assert torch.isfinite(method.pretext(nets, given, FIRST)) and torch.isfinite(method.supervised(nets, given, FIRST))
     with torch.no_grad():
-        assert method.predict(nets.eval(), images).shape == (2, classes, side, side)
-    if side % 8 == 0:
-        assert torch.isfinite(method.supervised(nets.train(), given, Moment(0, 5)))
-    assert gms.LATENT == LATENT
+        assert method.predict(nets.eval(), given.images).shape == (2, classes, side, side)

@@ -411,16 +411,18 @@ class TestScars:
 
 
 @pytest.mark.component("nnU-Net and SwinUNETR")
-def test_real_and_made_pairs_train_the_segmenter_of_the_chapter():
-    method = LeFusion(**TINY, share=0.5, making=2)
+@pytest.mark.parametrize("kind", [LeFusion, CopyPaste])
+def test_real_and_made_pairs_train_the_segmenter_of_the_chapter(kind):
+    method = kind(channels=(8, 8), share=0.5, making=2)
     nets, steps = built(method), 8
+    maker = {"generator"} if kind is LeFusion else set()
     for step in range(steps):
         nets.zero_grad()
         loss = method.training_step(nets, labelled(), free(), Moment(step, steps))
         loss.backward()
         assert torch.isfinite(loss)
         learned = {name.split(".")[0] for name, p in nets.named_parameters() if p.grad is not None and p.grad.any()}
-        assert learned == ({"generator"} if step < 2 else set() if step < 4 else {"model"})
+        assert learned == (maker if step < 2 else set() if step < 4 else {"model"})
         method.after_step(nets, Moment(step, steps))
     assert len(nets["made"]) == 8
     everything = [p for name, p in nets.named_parameters() if name.startswith("model")]
