@@ -580,9 +580,10 @@ RECIPES = {
         ("F.avg_pool2d(images[:, :1].float(), COARSE)", "images[:, :1].float()"),
     ],
     "synthesis/roentgen": [
-        ("return empty + guidance * (told - empty)", "return told + guidance * (told - empty)"),
         ("finding = (numbers % 2).to(torch.uint8)", "finding = (numbers % 3 % 2).to(torch.uint8)"),
     ],
+    "synthesis/medsyn": [("maps = enlarged(spoilt(low))", "maps = enlarged(low)")],
+    "synthesis/_denoiser": [("return without + guidance * (told - without)", "return told")],
     "synthesis/paxray": [
         (
             "sure = drawn.all(1)[:, None, None, None] | (nothing == 0)",
@@ -609,6 +610,7 @@ TESTED_BY = {
     "pretraining/_pyramid": "ssl_diversity",
     "pretraining/_stages": "joint_ssl_2d3d",
     "pretraining/_searching": "medimageinsight",
+    "synthesis/_denoiser": "roentgen",
     "synthesis/_overlapping": "paxray",
     "synthesis/_regions": "paxray",
     "synthesis/_phrases": "paxray",

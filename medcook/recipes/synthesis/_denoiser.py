@@ -128,3 +128,13 @@ def unfolded(x: Tensor, fold: int) -> Tensor:
     x = x.reshape(len(x), -1, *[fold] * dims, *x.shape[2:])
     order = (0, 1, *(place for axis in range(dims) for place in (2 + dims + axis, 2 + axis)))
     return x.permute(order).reshape(*x.shape[:2], *(side * fold for side in x.shape[2 + dims :]))
+
+
+def guided(net: nn.Module, x: Tensor, t: Tensor, tokens: Tensor, guidance: float) -> Tensor:
+    """What a net says of x (B, ...) with tokens (2 B, ...), first of no text and then of the text.
+
+    Guidance without a classifier (Ho and Salimans, 2021): 1 follows the text; above 1 what it changes is exaggerated. A
+    net may give the image or the noise: guided images are those of guided noise, as each is linear in the other.
+    """
+    without, told = net(torch.cat([x, x]), torch.cat([t, t]), tokens=tokens).float().chunk(2)
+    return without + guidance * (told - without)

@@ -28,7 +28,7 @@ from medcook.methods.classification import image_labels
 from medcook.preparation import Preparation
 from medcook.recipes.fairness.cxr_clip_fairness import FINDING, captions, word
 from medcook.recipes.recipe import Arm, Component, Recipe, Scale
-from medcook.recipes.synthesis._denoiser import Denoiser, folded, unfolded
+from medcook.recipes.synthesis._denoiser import Denoiser, folded, guided, unfolded
 from medcook.recipes.synthesis._diffusion import Diffusion
 from medcook.synthesis import Synthesising, small
 from medcook.tasks import Budget, Samples
@@ -159,15 +159,6 @@ class TextToXray(nn.Module):
         tokens = torch.cat([self.text(torch.full_like(numbers, EMPTY)), self.text(numbers)])
         net = lambda x, t: guided(self.denoiser, x, t, tokens, guidance)  # noqa: E731
         return self.autoencoder.decode(DIFFUSION.sample(net, start, STEPS))
-
-
-def guided(net: nn.Module, x: Tensor, t: Tensor, tokens: Tensor, guidance: float) -> Tensor:
-    """What a net gives for x (B, ...) with tokens (2 B, ...), first of empty sentences, then of the real ones.
-
-    0 follows no sentence and 1 its sentence; above 1 what the sentence changes is exaggerated.
-    """
-    empty, told = net(torch.cat([x, x]), torch.cat([t, t]), tokens=tokens).float().chunk(2)
-    return empty + guidance * (told - empty)
 
 
 @dataclass

@@ -11,7 +11,7 @@ from torch import nn
 
 from medcook.data.transforms import NONE
 from medcook.methods import Batch, Moment
-from medcook.projections import ProjectionTask, suppression_rows
+from medcook.projections import ProjectionTask, compared, suppression_rows
 from medcook.recipes.imperfect_labels._adversarial import PatchJudge, played
 from medcook.recipes.synthesis import _bones
 from medcook.recipes.synthesis._bones import (
@@ -234,6 +234,22 @@ def test_the_loss_of_enhancement_has_all_its_levels(monkeypatch):
     pixels = (given - truth).abs().mean().item()
     assert hybrid_loss(given, truth, judge, adversarial=0.0).item() == pytest.approx(pixels, rel=1e-5)
     assert without == pytest.approx(pixels + 0.01 * sum(played(judge, truth, given)).item(), rel=1e-4)
+
+
+@pytest.mark.component("bone suppression ratio")
+def test_suppression_is_the_share_of_the_bones_squares_that_is_gone():
+    batch = pairs()
+    xrays, soft = (batch.images[:, k : k + 1] for k in (0, 1))
+    given = soft + 0.3 * (xrays - soft)
+    assert compared(given, soft, xrays)["suppression"] == pytest.approx(1 - 0.3**2, abs=1e-4)
+    assert compared(given + 0.1, soft, xrays)["suppression"] < 1 - 0.3**2 - 0.01  # brightness counts, too
+
+
+@pytest.mark.component("dual-energy X-rays of 120 patients")
+def test_six_patients_of_nine_train_and_three_are_scored():
+    task = recipe.scales["full"].task
+    assert type(task) is ProjectionTask and task.dataset == "openkbp" and task.data_kind == "real-anatomy-simulated"
+    assert (len(task.labelled_patients), len(task.val_patients), len(task.angles)) == (6, 3, 9)
 
 
 class TestPhases:

@@ -396,6 +396,20 @@ class TestScars:
         assert not torch.allclose(task.preparation.images(case), plain, atol=0.1)
         assert task.data_kind == "simulated" and ScarTask("acdc", labelled=3).data_kind == "real-anatomy-simulated"
 
+    def test_the_window_lies_around_the_heart_with_and_without_a_scar(self):
+        task = ScarTask("embedded", labelled=2)
+        case, painted = next(iter(task.cases("labelled"))), task.preparation
+        healthy = replace(painted, healthy=True)
+        heart = np.isin(case.label, (2, 3)).nonzero()
+        assert painted.window(case).centre == pytest.approx((heart[1].mean(), heart[2].mean()))
+        outside = healthy.labels(case) == 0
+        both = [preparation.images(case)[:, 0][outside] for preparation in (painted, healthy)]
+        assert torch.corrcoef(torch.stack(both))[0, 1] > 0.99
+        drawn = F.one_hot(painted.labels(case).long(), 3).movedim(-1, 1).float()
+        found = painted.restore(drawn, case).argmax(0).numpy()
+        overlap = 2 * ((found > 0) & (scarred(case, 2, 3).label > 0)).sum()
+        assert overlap / ((found > 0).sum() + (scarred(case, 2, 3).label > 0).sum()) > 0.75
+
     def test_who_draws_the_scar_has_a_dice_of_one(self):
         class Knows:
             task = ScarTask("embedded", labelled=2)

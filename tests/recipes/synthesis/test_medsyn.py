@@ -14,7 +14,8 @@ from medcook.methods import Batch, Moment
 from medcook.networks import parameters
 from medcook.recipes.synthesis import medsyn
 from medcook.recipes.synthesis._diffusion import Diffusion
-from medcook.recipes.synthesis._sentences import EMPTY, SENTENCES, SIZES, Facts, Text, guided
+from medcook.recipes.synthesis._denoiser import guided
+from medcook.recipes.synthesis._sentences import EMPTY, SENTENCES, SIZES, Facts, Text
 from medcook.recipes.synthesis.medsyn import (
     Cascade,
     MedSyn,
@@ -179,6 +180,7 @@ class TestStages:
         (low, told), (fine, mapped) = net.low.asked[0], net.fine.asked[0]
         assert low.shape[2:] == (4, 4, 4) and set(told) == {"tokens"}
         assert fine.shape == x.shape and set(mapped) == {"maps"} and mapped["maps"].shape == x.shape
+        assert not torch.allclose(mapped["maps"], enlarged(reduced(x)), atol=0.01)
         assert torch.corrcoef(torch.stack([mapped["maps"].flatten(), enlarged(reduced(x)).flatten()]))[0, 1] > 0.8
 
     def test_detail_is_added_to_what_the_first_stage_made(self):

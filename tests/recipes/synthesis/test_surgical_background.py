@@ -64,10 +64,12 @@ def step(method: Blended, front: Batch, back: Batch) -> tuple[torch.Tensor, torc
 
 @pytest.mark.component("one background image")
 class TestBackground:
+    def bowl(self) -> np.ndarray:
+        return ((np.arange(96) - 49.5) / 24)[None] ** 2 + ((np.arange(64) - 31.5) / 16)[:, None] ** 2
+
     def scene(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """A grainy dish that is brighter to the right, the same with a bright cell, and where that is."""
-        rng = np.random.default_rng(0)
-        dish = np.linspace(-2, 2, 96)[None] + 0.5 * rng.standard_normal((64, 96))
+        """A grainy dish that is darkest in the middle, the same with a bright cell there, and where that is."""
+        dish = self.bowl() + 0.5 * np.random.default_rng(0).standard_normal((64, 96))
         mask = np.zeros((64, 96), dtype=bool)
         mask[28:36, 40:60] = True
         return dish, np.where(mask, 9.0, dish), mask
@@ -83,9 +85,9 @@ class TestBackground:
         hole = ndimage.binary_dilation(mask, iterations=MARGIN)
         for part in (np.s_[:, 36:50], np.s_[:, 50:64]):
             inside = hole[part]
-            assert found[part][inside].mean() == pytest.approx(dish[part][inside].mean(), abs=0.15)
-        residual = (found - np.linspace(-2, 2, 96)[None])[hole]
-        assert residual.std() == pytest.approx(0.5, rel=0.25) and found.max() < 5
+            assert found[part][inside].mean() == pytest.approx(dish[part][inside].mean(), abs=0.5)
+        residual = (found - self.bowl())[hole]
+        assert residual.std() == pytest.approx(0.5, rel=0.25) and found[hole].max() < 4
 
     def test_it_is_the_first_seed_alone(self):
         task = SeedTask("embedded", labelled=3)
