@@ -43,7 +43,7 @@ from medcook.exercises import check
 from medcook.profiles import resolve_profile
 from medcook.projections import suppression_rows
 from medcook.recipes import find_recipe
-from medcook.recipes.synthesis import _denoiser, _diffusion, bs_ldm, gl_lcm, lefusion, medsegfactory, seg2med
+from medcook.recipes.synthesis import _diffusion, bs_ldm, gl_lcm, lefusion, medsegfactory, seg2med
 from medcook.synthesis_figures import Shown
 from medcook.training import fit
 
@@ -266,10 +266,10 @@ teaching.verdict_table(*ids)
 # the same**: the mechanism, the steps of the segmenter in all arms that are compared, and that no generator ever sees a
 # patient who is scored.
 #
-# **Four questions for a paper on synthesis.** What was the generator told, and how much of the image is in that? Has the
-# segmenter without made images as many steps, and the strong augmentation that one would use anyway? Did the generator
-# see patients of the test set, or of the set that a pre-trained network came from? And is the measure about pictures
-# that look alike, or about what they are for?
+# **Four questions for a paper on synthesis.** What was the generator told, and how much of the image is in that? Has
+# the segmenter without made images as many steps, and the strong augmentation that one would use anyway? Did the
+# generator see patients of the test set, or of the set that a pre-trained network came from? And is the measure about
+# pictures that look alike, or about what they are for?
 #
 # ## Play with it
 # Choose how much noise an X-ray of this chapter drowns in, and see what the network finds in it: told the right masks,
