@@ -257,15 +257,20 @@ class TestPhases:
         arms = {name: arm.method.settings() for name, arm in recipe.arms.items()}
         full, cut = (arms[name] for name in recipe.ablation)
         assert {key for key in full if full[key] != cut[key]} == {"enhanced"} and cut["enhanced"] is False
-        results = []
-        for method in (BSDiff(calls=2), BSDiff(calls=2, enhanced=False)):
-            nets = learn(method, 4)
-            results.append(nets["pretext"].sampler.state_dict())
-        assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+        for steps in (600, 40, 20):
+            rates = []
+            for enhanced in (True, False):
+                method = BSDiff(enhanced=enhanced)
+                moments = [(Moment(number, steps), *method.phase(Moment(number, steps))) for number in range(steps)]
+                rates.append([method.rate_at(now) for now, first, then in moments if first and method.learning(then)])
+            assert rates[0] == rates[1] and len(rates[0]) == max(1, round(0.7 * steps) - 12)
 
-    def test_without_enhancement_the_second_phase_waits(self):
+    def test_without_enhancement_nothing_happens_before_the_denoiser_learns(self):
         method = BSDiff(enhanced=False)
-        assert step(method, built(method), SECOND).item() == 0
+        nets = built(method)
+        assert step(method, nets, FIRST).item() == step(method, nets, Moment(17, STEPS)).item() == 0
+        step(method, nets, Moment(19, STEPS)).backward()
+        assert {name.split(".")[1] for name in moved(nets)} == {"denoiser"}
 
     def test_the_sampler_follows_the_denoiser_until_images_are_made(self):
         method = BSDiff(calls=1)

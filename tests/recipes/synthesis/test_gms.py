@@ -151,7 +151,7 @@ class TestMapping:
     @pytest.mark.parametrize("chance", [0.4, 0.6])
     def test_it_sees_the_mean_of_the_posterior_or_a_sample(self, chance, monkeypatch):
         method, nets, seen = GMS(), built(), []
-        nets["model"].mapping.forward = lambda latents: seen.append(latents) or [latents]
+        nets["model"].mapping.forward = lambda latents: seen.append(latents) or [latents] * LEVELS
         monkeypatch.setattr(torch, "rand", lambda *size, **how: torch.full(size[0] if size else (), chance))
         given = batch()
         method.supervised(nets, given, Moment(0, 5))

@@ -13,8 +13,8 @@ from medcook.data import Case
 from medcook.methods import Batch, Moment
 from medcook.networks import parameters
 from medcook.recipes.synthesis import medsyn
-from medcook.recipes.synthesis._diffusion import Diffusion
 from medcook.recipes.synthesis._denoiser import guided
+from medcook.recipes.synthesis._diffusion import Diffusion
 from medcook.recipes.synthesis._sentences import EMPTY, SENTENCES, SIZES, Facts, Text
 from medcook.recipes.synthesis.medsyn import (
     Cascade,
