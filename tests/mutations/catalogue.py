@@ -584,6 +584,26 @@ RECIPES = {
     ],
     "synthesis/medsyn": [("maps = enlarged(spoilt(low))", "maps = enlarged(low)")],
     "synthesis/_denoiser": [("return without + guidance * (told - without)", "return told")],
+    "synthesis/bs_diff": [
+        ("torch.cat([generator.make(xrays, self.calls), soft], dim=1)", "torch.cat([xrays, soft], dim=1)"),
+        ("return images + unfolded(", "return unfolded("),
+    ],
+    "synthesis/_bones": [
+        (
+            "return lambda x, t: xrays + net(x, t, maps=xrays).float()",
+            "return lambda x, t: xrays + net(x, t, maps=0 * xrays).float()",
+        )
+    ],
+    "synthesis/bs_ldm": [
+        ("*like.shape[:2], 1, 1,", "*like.shape,"),
+        ("return FIRST + RATE * (DIFFUSION.times - 1 - t)", "return FIRST + RATE * t"),
+        ("rare = self.taken < self.least", "rare = self.taken < 0"),
+    ],
+    "synthesis/gl_lcm": [
+        ("return skip * noisy + out * clean", "return clean"),
+        ("residual = steepness(local - whole, inside, inside)", "residual = steepness(local, inside, inside)"),
+        ("r = (t - SKIP).clamp_min(0)", "r = t"),
+    ],
     "synthesis/paxray": [
         (
             "sure = drawn.all(1)[:, None, None, None] | (nothing == 0)",
@@ -610,6 +630,7 @@ TESTED_BY = {
     "pretraining/_pyramid": "ssl_diversity",
     "pretraining/_stages": "joint_ssl_2d3d",
     "pretraining/_searching": "medimageinsight",
+    "synthesis/_bones": "bs_diff",
     "synthesis/_denoiser": "roentgen",
     "synthesis/_overlapping": "paxray",
     "synthesis/_regions": "paxray",
