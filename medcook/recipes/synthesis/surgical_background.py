@@ -228,8 +228,10 @@ recipe = Recipe(
             "EndoVis 2017 and 2018",
             "absent",
             "no surgical images are at hand. Smooth muscle cells in culture instead, which are thin and faint; their "
-            "backgrounds differ from dish to dish more than tissue does within an operation. What was looked at: "
-            "images that were composed from one draw of training images that is not scored",
+            "backgrounds differ from dish to dish more than tissue does within an operation. What was looked at, in "
+            "one draw that is not scored: images that were composed, and Dice on the validation images, 0.67 after the "
+            "seed images and 0.54 after blended ones. With a learning rate of 0.01 it was 0.58 after the seed images, "
+            "so the usual one stayed",
         ),
     ),
 )
