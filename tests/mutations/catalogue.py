@@ -604,6 +604,25 @@ RECIPES = {
         ("residual = steepness(local - whole, inside, inside)", "residual = steepness(local, inside, inside)"),
         ("r = (t - SKIP).clamp_min(0)", "r = t"),
     ],
+    "synthesis/lefusion": [
+        ("masks if focused else None", "None"),
+        ("net(torch.where(masks > 0, x, context), t)", "net(x, t)"),
+    ],
+    "synthesis/_scars": [
+        (
+            "case = replace(case, image=scarred(case, self.wall, self.cavity).image)",
+            "case = scarred(case, self.wall, self.cavity)",
+        ),
+        ("torch.where(target[:, 0] > 0, labels, 0)", "labels"),
+    ],
+    "synthesis/surgical_background": [
+        ("return share * front + (1 - share) * back", "return inside * front + (1 - inside) * back"),
+        ("np.where(known, image - other, 0.0)", "(image - other)"),
+    ],
+    "synthesis/_chains": [
+        ("return kept * image + (1 - kept) * changed", "return changed"),
+        ("below = torch.cumsum(counts, 0) - counts", "below = torch.cumsum(counts, 0)"),
+    ],
     "synthesis/paxray": [
         (
             "sure = drawn.all(1)[:, None, None, None] | (nothing == 0)",
@@ -631,7 +650,9 @@ TESTED_BY = {
     "pretraining/_stages": "joint_ssl_2d3d",
     "pretraining/_searching": "medimageinsight",
     "synthesis/_bones": "bs_diff",
+    "synthesis/_chains": "surgical_background",
     "synthesis/_denoiser": "roentgen",
+    "synthesis/_scars": "lefusion",
     "synthesis/_overlapping": "paxray",
     "synthesis/_regions": "paxray",
     "synthesis/_phrases": "paxray",
