@@ -173,6 +173,17 @@ def tally(summaries: Sequence[Summary]) -> str:
     return f"Gains with an interval above zero: {over}, {without} without the claimed ingredient."
 
 
+def every_arm(summaries: Sequence[Summary]) -> pd.DataFrame:
+    """Every arm's mean, and how many structures of how many it misses altogether."""
+    rows = [
+        (one.paper, one.metric, arm, round(found.mean, 3), found.missed, found.rows)
+        for one in summaries
+        for arm, found in one.arms.items()
+    ]
+    columns = ["paper", "metric", "arm", "mean", "missed", "of"]
+    return pd.DataFrame(rows, columns=columns).set_index(columns[:3])
+
+
 def gain_label(summary: Summary) -> str:
     """What a gain in the summary's metric is called."""
     if summary.metric == "dice":

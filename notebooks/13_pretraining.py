@@ -260,13 +260,7 @@ print(comparison.tally(summaries))
 # Every arm's mean, of all recipes of the chapter, and how many structures of how many it misses altogether.
 
 # %%
-rows = [
-    (one.paper, one.metric, arm, round(found.mean, 3), found.missed, found.rows)
-    for one in summaries
-    for arm, found in one.arms.items()
-]
-columns = ["paper", "metric", "arm", "mean", "missed", "of"]
-pd.DataFrame(rows, columns=columns).set_index(columns[:3])
+comparison.every_arm(summaries)
 
 # %% [markdown]
 # Volume Fusion's draws, structure by structure; and the AUC of each fold of Montgomery.

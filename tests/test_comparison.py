@@ -11,6 +11,7 @@ from medcook.comparison import (
     by_method,
     compare_methods,
     comparison_figure,
+    every_arm,
     forest,
     gain_label,
     readable,
@@ -104,6 +105,15 @@ def test_gains_are_counted_by_their_intervals():
         SimpleNamespace(metric="dice", comparison=part(None, None), ablation=None),
     ]
     assert "2 of 2 over the comparator, 0 of 2 over itself" in tally(summaries)
+
+
+def test_every_arm_has_its_mean_and_what_it_missed():
+    summary = load_summary("mis-fm", "full")
+    table = every_arm([summary])
+    assert list(table.index.get_level_values("arm")) == list(summary.arms)
+    one = table.loc["mis-fm", "dice", "volume fusion"]
+    arm = summary.arms["volume fusion"]
+    assert one["mean"] == round(arm.mean, 3) and (one["missed"], one["of"]) == (arm.missed, arm.rows) and one["of"] > 0
 
 
 def test_in_the_forest_better_is_on_the_right():

@@ -60,7 +60,7 @@ def test_the_recipe_imports_and_says_what_is_missing(sat):
         recipe.arms["method"].method.training_step(nets, None, None, Moment(0, 1))
 
 
-@pytest.mark.parametrize("paper", ["sat", "aeropath", "gms"])
+@pytest.mark.parametrize("paper", ["sat", "aeropath", "lsms"])
 def test_a_stub_counts_for_nothing(tmp_path, paper):
     row = find_row(paper)
     recipe = loaded(stubs.write_stubs(row, tmp_path)[0]).recipe
