@@ -246,7 +246,36 @@ print(comparison.tally(summaries))
 comparison.every_arm(summaries)
 
 # %% [markdown]
-# READING
+# How much of the bones is taken off the X-rays of each patient; and how often a phrase meets its structure: with a box
+# that overlaps by more than a half, with a point, and by structure in mean overlap.
+
+# %%
+frame = evidence_frame("bs-diff", "full")
+display(frame.pivot_table(index="patient_id", columns="arm", values="suppression").round(2))
+frame = evidence_frame("paxray", "full")
+display(frame.groupby("arm")[["hit", "pointing"]].mean().round(2))
+frame.pivot_table(index="structure", columns="arm", values="iou").round(2)
+
+# %% [markdown]
+# **How to read it.**
+#
+# - **What is told comes out.** In hearts that were made from masks a segmenter finds these as well as in real ones:
+#   Dice 0.812 and 0.817. Without masks it is 0.335, so that is no leak of the tissue maps. One step of regression
+#   gets 0.760, and is the better picture by SSIM and PSNR: both like what is blurred. **A measure of pictures is not
+#   a measure of what they are for.**
+# - **Less noise is not more knowledge.** Diffusion takes 0.840 of what bones add off the X-rays of patients it never
+#   saw, a U-Net in one step 0.788. Most of that is one patient of nine; of five the U-Net takes off more, and it keeps
+#   more of the edges. The enhancement adds 0.004.
+# - **Made images add little to real ones.** X-rays made from sentences, beside 120 real ones, leave a classifier
+#   where it was (AUC 0.837 after 0.843). They do hold what their sentences say: alone they are at 0.814, and with
+#   shuffled sentences they harm (0.772, interval of the difference from 0.005 to 0.155).
+# - **One background and three cut-outs** are worth as much as the three images that they come from (0.490 and 0.486);
+#   all images are far ahead (0.637). Draws of these disagree widely.
+# - **Small first, then fine**: anatomy is right more often in hippocampi that are made in two stages (0.514) than in
+#   one (0.384). That masks are made along with them does not help (0.553 without).
+# - **Masks from a CT ground phrases**: regions of a network that learnt from projected structures meet the named one
+#   (box IoU above 0.5) in half of the cases, the best region proposals in a quarter. By mean IoU it is open (0.408
+#   and 0.375): larynx and oesophagus are not found at all within these steps.
 #
 # ## All papers of the chapter
 
