@@ -623,6 +623,19 @@ RECIPES = {
         ("return kept * image + (1 - kept) * changed", "return changed"),
         ("below = torch.cumsum(counts, 0) - counts", "below = torch.cumsum(counts, 0)"),
     ],
+    "synthesis/gms": [
+        ("requires_grad_(not self.frozen)", "requires_grad_(True)"),
+        ("self.matching * matched + sum", "sum"),
+        ("mean + sampled * deviation *", "mean + deviation *"),
+        ("return mean / self.spread, deviation / self.spread", "return mean, deviation"),
+    ],
+    "synthesis/_painting": [("structures / total.clamp_min(1)", "structures")],
+    "synthesis/medsegfactory": [
+        ("1 - number if self.joint else number", "number"),
+        ("key(own), value(own)", "key(asking), value(asking)"),
+        ("value=stream) for stream", "value=0) for stream"),
+        ("grey(image, image.shape[1])", "image"),
+    ],
     "synthesis/paxray": [
         (
             "sure = drawn.all(1)[:, None, None, None] | (nothing == 0)",
@@ -652,6 +665,7 @@ TESTED_BY = {
     "synthesis/_bones": "bs_diff",
     "synthesis/_chains": "surgical_background",
     "synthesis/_denoiser": "roentgen",
+    "synthesis/_painting": "gms",
     "synthesis/_scars": "lefusion",
     "synthesis/_overlapping": "paxray",
     "synthesis/_regions": "paxray",
