@@ -265,12 +265,15 @@ frame.pivot_table(index="structure", columns="arm", values="iou").round(2)
 #   a measure of what they are for.**
 # - **Less noise is not more knowledge.** Diffusion takes 0.840 of what bones add off the X-rays of patients it never
 #   saw, a U-Net in one step 0.788. Most of that is one patient of nine; of five the U-Net takes off more, and it keeps
-#   more of the edges. The enhancement adds 0.004.
+#   more of the edges. The enhancement adds 0.004. In the latents of a small autoencoder it is 0.675, and offset noise
+#   and limits add 0.007 to that: at this size there is nothing to compress.
 # - **Made images add little to real ones.** X-rays made from sentences, beside 120 real ones, leave a classifier
 #   where it was (AUC 0.837 after 0.843). They do hold what their sentences say: alone they are at 0.814, and with
 #   shuffled sentences they harm (0.772, interval of the difference from 0.005 to 0.155).
 # - **One background and three cut-outs** are worth as much as the three images that they come from (0.490 and 0.486);
 #   all images are far ahead (0.637). Draws of these disagree widely.
+# - **A frozen autoencoder can segment, and a U-Net segments better.** The mapping between latents reaches 0.569 with a
+#   third of the weights, a U-Net 0.773. That the autoencoder stays frozen is right: trained along, it is at 0.318.
 # - **Small first, then fine**: anatomy is right more often in hippocampi that are made in two stages (0.514) than in
 #   one (0.384). That masks are made along with them does not help (0.553 without).
 # - **Masks from a CT ground phrases**: regions of a network that learnt from projected structures meet the named one
