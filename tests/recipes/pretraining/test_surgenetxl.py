@@ -41,6 +41,7 @@ def published_shapes() -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+@pytest.mark.component("architecture")
 @pytest.mark.component("CAFormer and its checkpoints")
 def test_all_weights_are_named_and_shaped_as_published():
     with torch.device("meta"):
@@ -48,6 +49,7 @@ def test_all_weights_are_named_and_shaped_as_published():
     assert found == published_shapes()
 
 
+@pytest.mark.component("checkpoint")
 @pytest.mark.component("CAFormer and its checkpoints")
 def test_a_published_checkpoint_loads_without_its_classifier(published, tmp_path):
     published = published | {"norm.bias": torch.arange(512.0)}
@@ -58,6 +60,7 @@ def test_a_published_checkpoint_loads_without_its_classifier(published, tmp_path
     assert all(p.requires_grad and not p.is_meta for p in network.parameters())
 
 
+@pytest.mark.component("checkpoint")
 @pytest.mark.component("CAFormer and its checkpoints")
 def test_files_that_are_no_checkpoint_are_named(published, tmp_path):
     with pytest.raises(MedcookError, match=r"missing\.pth: no such file"):
@@ -72,6 +75,7 @@ def test_files_that_are_no_checkpoint_are_named(published, tmp_path):
         load_surgenet(tmp_path / "dino.pth")
 
 
+@pytest.mark.component("architecture")
 @pytest.mark.component("CAFormer and its checkpoints")
 def test_attention_is_that_of_a_loop_over_heads():
     layer, x = Attention(64), torch.randn(2, 3, 4, 64)
@@ -83,6 +87,7 @@ def test_attention_is_that_of_a_loop_over_heads():
     assert torch.allclose(layer(x), layer.proj(torch.cat(told, 2)).view(2, 3, 4, 64), atol=1e-5)
 
 
+@pytest.mark.component("architecture")
 @pytest.mark.component("CAFormer and its checkpoints")
 def test_the_convolution_mixes_neighbours_of_each_channel():
     layer, x = SeparableConvolution(4), torch.randn(2, 9, 8, 4)
@@ -92,6 +97,7 @@ def test_the_convolution_mixes_neighbours_of_each_channel():
     assert torch.allclose(layer(x), wanted, atol=1e-5)
 
 
+@pytest.mark.component("architecture")
 @pytest.mark.component("CAFormer and its checkpoints")
 def test_a_block_is_residual_and_its_way_around_has_factors_in_late_stages():
     block, x = Block(32, Attention, scaled=True), torch.randn(1, 2, 2, 32)
