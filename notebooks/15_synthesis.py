@@ -43,7 +43,7 @@ from medcook.exercises import check
 from medcook.profiles import resolve_profile
 from medcook.projections import suppression_rows
 from medcook.recipes import find_recipe
-from medcook.recipes.synthesis import _diffusion, bs_ldm, gl_lcm, lefusion, medsegfactory, seg2med
+from medcook.recipes.synthesis import _diffusion, _painting, bs_ldm, gl_lcm, gms, lefusion, medsegfactory, seg2med
 from medcook.synthesis_figures import Shown
 from medcook.training import fit
 
@@ -126,6 +126,20 @@ print("its histogram tells how bright:     bin", int(texture.argmax()), "of", le
 
 # %%
 teaching.show_code(medsegfactory.JointCrossAttention)
+
+# %% [markdown]
+# **A label map is a picture, too.** *GMS* (Huo et al. 2025) has one autoencoder for images and for label maps, each
+# structure in a colour of its own. It stays as it is, and a small network learns to get from an image's latents to
+# those of its labels; the decoder draws the rest.
+
+# %%
+teaching.show_code(_painting.painted, _painting.shares, gms.GMS.supervised)
+
+# %% tags=["nbval-check-output", "mechanism"]
+colours = _painting.painted(torch.tensor([[[0, 1, 2, 3]]]), 4)
+print("colours of background and three structures:", colours[0, :, 0].int().T.tolist())
+blurred = colours[..., :2].mean(-1, keepdim=True)
+print("half background, half the first:           ", _painting.shares(blurred)[0, :, 0, 0].tolist())
 
 # %% [markdown]
 # **Without bones.** *BS-LDM* (Sun et al. 2025) makes the image that an X-ray would be without its bones, from the X-ray

@@ -5,7 +5,13 @@ from pathlib import Path
 import pytest
 
 SOLUTIONS = Path(__file__).parents[1] / "notebooks" / "solutions"
-WIDGETS = {"01_data_loading": "slice", "02_unet_baseline": "slice", "05_few_shot": "support"}
+WIDGETS = {
+    "01_data_loading": "slice",
+    "02_unet_baseline": "slice",
+    "05_few_shot": "support",
+    "13_pretraining": "slice",
+    "15_synthesis": "t",
+}
 """Chapter: the label of a control that changes a picture."""
 
 
