@@ -312,15 +312,15 @@ teaching.verdict_table(*ids)
 # pictures that look alike, or about what they are for?
 #
 # ## Play with it
-# Choose how much noise an X-ray of this chapter drowns in, and see what the network finds in it: told the right masks,
-# or those of another heart (in a live notebook).
+# Choose how much noise a slice drowns in, and see what the network finds in it: told the right masks, or those of
+# another patient (in a live notebook).
 
 # %%
 other = shown.labels[[(number + len(shown) // 2) % len(shown)]]
 wrong = method.maps(image, other, task.classes)
 networks = {
     "told its masks": lambda noisy, t: sampler(noisy, t, maps=maps),
-    "told another heart's": lambda noisy, t: sampler(noisy, t, maps=wrong),
+    "told another's": lambda noisy, t: sampler(noisy, t, maps=wrong),
 }
 widgets.diffusion_explorer(diffusion, networks, image, task.data.manifest)
 
