@@ -79,11 +79,10 @@ def fingerprint(method: Method) -> dict[str, float]:
 def _short_run(method: Method, task):
     """`method` after 20 steps on a task, in float32, on the CPU."""
     from medcook.tasks import Budget
-    from medcook.training import Loop
+    from medcook.training import Loop, unlabelled_samples
 
     budget = Budget(steps=STEPS, batch=BATCH, precision="float32", checks=0)
-    extra = task.samples("unlabelled") if method.uses_unlabelled else None
-    labelled = task.samples("labelled")
+    labelled, extra = task.samples("labelled"), unlabelled_samples(method, task)
     return Loop(method, task, budget, "float32", 0, labelled, extra, None, progress=False, accelerator="cpu").run()
 
 

@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from medcook.data import IGNORE
 from medcook.domains import with_looks
 from medcook.errors import MedcookError
-from medcook.methods.method import Batch, Method, Moment, follow
+from medcook.methods.method import Batch, Method, Moment, follow, own_generator
 from medcook.methods.semi_supervised import NARROW
 from medcook.networks import build_network
 from medcook.preparation import PREPARATIONS, Preparation
@@ -274,7 +274,7 @@ class Pretrained(Method):
 
     def view(self, images: Tensor) -> Tensor:
         """Another augmented view of images, from torch's own generator."""
-        rng = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        rng = own_generator()
         return self.augmentation(images, None, rng)[0]
 
 

@@ -23,6 +23,7 @@ from medcook.data import Case
 from medcook.data.transforms import Augment, warp
 from medcook.errors import MedcookError
 from medcook.methods.method import Batch, Method
+from medcook.precision import autocast
 from medcook.preparation import Preparation, sampled
 from medcook.tasks import Task
 
@@ -62,6 +63,10 @@ class Views(NamedTuple):
     xray: Tensor
     soft: Tensor
     bone: Tensor
+
+    def units(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the X-rays as taken."""
+        return self.xray.mean(), self.xray.std().clamp_min(1e-6)
 
 
 def attenuation(case: Case, beam: Beam) -> tuple[Tensor, Tensor]:
@@ -121,7 +126,7 @@ class ProjectionPreparation(Preparation):
     def images(self, case: Case) -> Tensor:
         """(N, 2, H, W): with and without bones, both in units of the first: its mean is 0 and its variance 1."""
         found = self.views(case)
-        mean, spread = found.xray.mean(), found.xray.std().clamp_min(1e-6)
+        mean, spread = found.units()
         return (torch.stack([found.xray, found.soft], dim=1) - mean) / spread
 
     def labels(self, case: Case, values=None) -> Tensor:
@@ -201,15 +206,12 @@ def suppression_rows(fitted, case: Case) -> list[dict]:
     detail       the same of the gradients: what is left of texture
     dice         of where bones were taken and where there are any
     """
-    from medcook.precision import autocast
-
-    task, method = fitted.task, fitted.method
-    images, raw = task.preparation.images(case), task.preparation.views(case)
-    mean, spread = raw.xray.mean(), raw.xray.std().clamp_min(1e-6)
+    method, raw = fitted.method, fitted.task.preparation.views(case)
+    mean, spread = raw.units()
     fitted.nets.load_state_dict(fitted.weights["last"])
     fitted.nets.eval()
     with autocast(fitted.cost):
-        given = method.suppress(fitted.nets, images[:, :1]).float()
+        given = method.suppress(fitted.nets, (raw.xray[:, None] - mean) / spread).float()
     given = (given * spread + mean).clamp(0, 1)
     values = compared(given, raw.soft[:, None], raw.xray[:, None])
     return [evaluation.row(case, "soft tissue", **values, dice=overlap(raw.xray[:, None] - given, raw, spread))]

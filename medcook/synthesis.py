@@ -2,7 +2,7 @@
 
 One run holds everything: a generator learns from the training patients, makes pairs, and is done; then a network
 learns to segment from the real pairs and those that were made. Who makes none has as many steps with the real ones.
-Patients who are scored never come near a generator.
+No generator learns from patients who are scored.
 """
 
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from medcook.data.transforms import warp
-from medcook.methods.method import Batch, Moment, follow
+from medcook.methods.method import Batch, Moment, follow, own_generator
 from medcook.preparation import Preparation
 from medcook.pretraining import PoolTask, Pretrained, fresh, nothing
 from medcook.tasks import Task
@@ -63,8 +63,11 @@ class Bank(nn.Module):
     def put(self, images: Tensor, labels: Tensor) -> None:
         """Keep pairs (B, C, *size), (B, *size)."""
         images, labels = images.float(), labels.to(torch.uint8)
-        self.images = torch.cat([self.images, images]) if len(self) else images
-        self.labels = torch.cat([self.labels, labels]) if len(self.labels) else labels
+        if not len(self):
+            self.images, self.labels = images, labels
+            return
+        self.images = torch.cat([self.images, images])
+        self.labels = torch.cat([self.labels, labels])
 
     def draw(self, many: int) -> tuple[Tensor, Tensor]:
         """So many pairs, with replacement, by torch's own generator."""
@@ -145,7 +148,7 @@ class Synthesising(Pretrained):
 
     def supervised(self, nets: nn.ModuleDict, labelled: Batch, now: Moment) -> Tensor:
         """Real and made pairs, as many as there were real ones, all with the brightness of augmentation."""
-        rng = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        rng = own_generator()
         images, labels = labelled.images, labelled.labels
         many = round(self.mixed * len(images)) if self.makes_pairs and len(nets["made"]) else 0
         if many:
@@ -161,7 +164,7 @@ class Synthesising(Pretrained):
         super().after_step(nets, now)
         is_first, then = self.phase(now)
         if is_first and self.makes_pairs and then.step < then.steps - self.making:
-            follow(nets["sampler"], nets["generator"], min(0.99, (then.step + 1) / (then.step + 10)))
+            follow(nets["sampler"], nets["generator"], then.decay(self.average))
 
 
 @dataclass

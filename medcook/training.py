@@ -88,7 +88,7 @@ def fit(
     """
     precision = resolve_precision(budget.precision)
     train = task.samples("labelled")
-    extra = task.samples("unlabelled") if method.uses_unlabelled and task.unlabelled_patients else None
+    extra = unlabelled_samples(method, task)
     val = task.samples("val")
     key = content_key(
         method=method.settings(),
@@ -312,6 +312,11 @@ def batch_indices(count: int, batch: int, step: int, seed: int) -> Tensor:
     return torch.cat(
         [_permutation(count, seed, int(epoch))[positions[epochs == epoch] % count] for epoch in epochs.unique()]
     )
+
+
+def unlabelled_samples(method: Method, task: Task) -> Samples | None:
+    """What a step gets beside the labelled images: None where the method wants nothing or every patient has labels."""
+    return task.samples("unlabelled") if method.uses_unlabelled and task.unlabelled_patients else None
 
 
 @lru_cache(maxsize=64)

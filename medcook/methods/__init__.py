@@ -4,7 +4,7 @@ from medcook.methods.classification import Classifier
 from medcook.methods.co_training import CrossPseudoSupervision
 from medcook.methods.consistency import FixMatch
 from medcook.methods.mean_teacher import MeanTeacher, UncertaintyAwareMeanTeacher
-from medcook.methods.method import Batch, Method, Moment, Supervised, follow
+from medcook.methods.method import Batch, Method, Moment, Supervised, follow, own_generator
 
 __all__ = [
     "Batch",
@@ -17,4 +17,5 @@ __all__ = [
     "Supervised",
     "UncertaintyAwareMeanTeacher",
     "follow",
+    "own_generator",
 ]

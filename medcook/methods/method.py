@@ -31,6 +31,10 @@ class Moment(NamedTuple):
         """The share of the training that is over, 0 <= fraction < 1."""
         return self.step / self.steps
 
+    def decay(self, most: float) -> float:
+        """Of a moving average per step: less in the first steps, so that it forgets its random start."""
+        return min(most, (self.step + 1) / (self.step + 10))
+
 
 class Batch(NamedTuple):
     """images (B, C, *size) float32 and labels (B, *size) uint8, on the training device.
@@ -103,8 +107,8 @@ class Method:
         return find_loss(self.loss)(nets["model"](labelled.images).float(), labelled.labels)
 
     def after_step(self, nets: nn.ModuleDict, now: Moment) -> None:
-        """Move the average towards the model; faster in the first steps, so that it forgets its random start."""
-        follow(nets["average"], nets["model"], min(self.average, (now.step + 1) / (now.step + 10)))
+        """Move the average towards the model."""
+        follow(nets["average"], nets["model"], now.decay(self.average))
 
     def predict(self, nets: nn.ModuleDict, images: Tensor) -> Tensor:
         """Class probabilities (B, classes, *size) of prepared images."""
@@ -119,9 +123,15 @@ class Supervised(Method):
     """The book's baseline: labelled batches only."""
 
 
+def own_generator() -> torch.Generator:
+    """A generator for what asks for one inside of a step; torch's own generator, which the loop seeds, seeds it."""
+    return torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+
+
 @torch.no_grad()
 def follow(average: nn.Module, model: nn.Module, decay: float) -> None:
     """average = decay * average + (1 - decay) * model, parameter by parameter; running statistics are copied."""
-    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+    if parameters := list(average.parameters()):
+        torch._foreach_lerp_(parameters, list(model.parameters()), 1 - decay)
     for mine, theirs in zip(average.buffers(), model.buffers(), strict=True):
         mine.copy_(theirs)

@@ -150,7 +150,7 @@ class XaiClip(Method):
 
     def after_step(self, nets: nn.ModuleDict, now: Moment) -> None:
         super().after_step(nets, now)
-        follow(nets["average reader"], nets["reader"], min(self.average, (now.step + 1) / (now.step + 10)))
+        follow(nets["average reader"], nets["reader"], now.decay(self.average))
 
     def text_region(
         self, nets: nn.ModuleDict, image: Tensor, sentence: str = "organ", other: str = "outside"

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medcook.errors import MedcookError
-from medcook.methods import Batch, Moment
+from medcook.methods import Batch, Moment, own_generator
 from medcook.pretraining import OptionalPretext, follow, fresh, pooled
 from medcook.recipes.pretraining._pyramid import PyramidNet
 from medcook.recipes.pretraining._settings import BRAINS
@@ -135,7 +135,7 @@ class Distilled(OptionalPretext):
         return Dino(model.encoder, model.channels[-1])
 
     def pretext(self, nets: nn.ModuleDict, images: Batch, now: Moment) -> Tensor:
-        rng = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        rng = own_generator()
         seen = lambda size, areas: self.augmentation.intensity(crops(images.images, size, areas, rng), rng)  # noqa: E731
         large = [seen(self.size, (0.4, 1.0)) for _ in range(2)]
         small = [seen(self.size // 2, (0.1, 0.4)) for _ in range(self.small)]

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medcook.losses import find_loss
-from medcook.methods import Batch, Moment
+from medcook.methods import Batch, Moment, own_generator
 from medcook.pretraining import CASES, Projector, encoded, info_nce, origin
 from medcook.recipes.pretraining._settings import BASELINE, BRAINS, CHANNELS, HEARTS, LONGER, scales
 from medcook.recipes.pretraining._stages import Staged
@@ -162,7 +162,7 @@ class GlobalLocal(Staged):
 
     def local_loss(self, nets: nn.ModuleDict, images: Batch) -> Tensor:
         """L^R: intensity alone differs between views, so that a region stays where it is."""
-        rng = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        rng = own_generator()
         views = torch.cat([self.augmentation.intensity(images.images, rng) for _ in range(2)])
         vectors = nets["pretext"]["regions"](part_decoded(nets["model"], views, self.blocks))
         with torch.autocast(vectors.device.type, enabled=False):

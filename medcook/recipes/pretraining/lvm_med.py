@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medcook.data.transforms import warp
-from medcook.methods import Batch, Moment
+from medcook.methods import Batch, Moment, own_generator
 from medcook.pretraining import Pretrained, encoded
 from medcook.recipes.pretraining._settings import BASELINE, BRAINS, HEARTS, scales
 from medcook.recipes.pretraining._simclr import SimCLR
@@ -192,7 +192,7 @@ class LvmMed(Pretrained):
 
     def placed_view(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Another view of images, and where each of its pixels comes from (B, dims, *size)."""
-        rng = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        rng = own_generator()
         grid = self.augmentation.grid(images, rng)
         return self.augmentation.intensity(warp(images, None, grid)[0], rng), grid.movedim(-1, 1)
 

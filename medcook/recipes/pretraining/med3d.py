@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from medcook.data import IGNORE
 from medcook.errors import MedcookError
-from medcook.methods import Batch, Method, Moment
+from medcook.methods import Batch, Method, Moment, own_generator
 from medcook.pretraining import VolumePoolTask, encoded, nothing, origin
 from medcook.recipes.pretraining._settings import LABELLED, VOLUME_BUDGET, scales
 from medcook.recipes.pretraining._volumes import VOLUME_BASELINE, VOLUME_LONGER, PretrainedOnVolumes
@@ -91,7 +91,7 @@ class CoTrained(PretrainedOnVolumes):
         """One pass of all volumes through the encoder; each goes on through the decoder of its set."""
         if images.raters is None:
             return nothing()
-        rng = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        rng = own_generator()
         seen = Method.augment(self, images, rng)
         labels, sets = seen.raters[:, 0], origin(images.groups).set
         if sets.max() >= self.sets:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from medcook.data.transforms import warp
 from medcook.losses import find_loss
-from medcook.methods import Batch, Moment
+from medcook.methods import Batch, Moment, own_generator
 from medcook.recipes.pretraining._settings import BRAIN_VOLUMES, HIPPOCAMPI, VOLUME_BUDGET, scales
 from medcook.recipes.pretraining._volumes import VOLUME_BASELINE, VOLUME_LONGER, PretrainedOnVolumes
 from medcook.recipes.recipe import Arm, Component, Recipe
@@ -114,7 +114,7 @@ class Restoration(PretrainedOnVolumes):
 
     def pretext(self, nets: nn.ModuleDict, images: Batch, now: Moment) -> Tensor:
         """The mean squared error over all voxels."""
-        rng = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        rng = own_generator()
         whole = warp(images.images, None, self.augmentation.grid(images.images, rng))[0]
         where = torch.stack([hidden(each.shape[1:]) for each in whole]).to(whole.device)
         spoilt = paint(self.augmentation.intensity(whole, rng), where)

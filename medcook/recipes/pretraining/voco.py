@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medcook.methods import Batch, Moment
+from medcook.methods import Batch, Moment, own_generator
 from medcook.pretraining import Projector, cut, follow, fresh, pooled
 from medcook.recipes.pretraining._settings import BRAIN_VOLUMES, HIPPOCAMPI, VOLUME_BUDGET, scales
 from medcook.recipes.pretraining._volumes import VOLUME_BASELINE, VOLUME_LONGER, PretrainedOnVolumes
@@ -135,7 +135,7 @@ class VolumeContrast(PretrainedOnVolumes):
             y = torch.stack([shares[torch.randperm(len(shares)).to(shares.device)] for shares in y])
         random = torch.cat([crop(*each) for each in zip(images, first, strict=True)])
         crops = divisible(torch.cat([cut(images, sides(size)), random]), 2 ** (len(self.channels) - 1))
-        rng = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        rng = own_generator()
         return self.augmentation.intensity(crops, rng), y.view(len(images), self.crops, -1)
 
     def parted(self, vectors: Tensor, volumes: int) -> tuple[Tensor, Tensor]:

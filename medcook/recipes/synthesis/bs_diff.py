@@ -128,9 +128,7 @@ class BSDiff(PhasedSuppression):
 
     def after_pretext(self, nets: nn.ModuleDict, now: Moment) -> None:
         if self.learning(now):
-            follow(
-                nets["pretext"].sampler, nets["pretext"].denoiser, min(self.average, (now.step + 1) / (now.step + 10))
-            )
+            follow(nets["pretext"].sampler, nets["pretext"].denoiser, now.decay(self.average))
 
     def supervised(self, nets: nn.ModuleDict, labelled: Batch, now: Moment) -> Tensor:
         """The enhancer's loss on pairs from the bank: the patients' X-rays themselves take no part."""

@@ -204,10 +204,6 @@ class CopyPaste(MadeLesions):
         images, labels = moved
         return torch.where(labels[:, None] > 0, images, unlabelled.images), labels
 
-    def after_step(self, nets: nn.ModuleDict, now: Moment) -> None:
-        """No sampler follows."""
-        super(Synthesising, self).after_step(nets, now)
-
 
 recipe = Recipe(
     paper="lefusion",

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medcook.data.transforms import Augment, warp
-from medcook.methods import Batch, Moment
+from medcook.methods import Batch, Moment, own_generator
 from medcook.recipes.recipe import Arm, Component, Recipe
 from medcook.recipes.synthesis._denoiser import Denoiser, folded, halved, time_features, unfolded
 from medcook.recipes.synthesis._diffusion import Diffusion, Net
@@ -141,7 +141,7 @@ class PairFactory(Synthesising):
 
     def moved(self, batch: Batch, how: Augment) -> Batch:
         """Images with their labels, by torch's own generator."""
-        rng = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        rng = own_generator()
         images, labels = warp(batch.images, batch.labels, how.grid(batch.images, rng))
         return batch._replace(images=images, labels=labels)
 

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from medcook import evaluation, metrics
 from medcook.data import Case
 from medcook.data.transforms import Augment
-from medcook.methods import Batch, Moment
+from medcook.methods import Batch, Moment, own_generator
 from medcook.preparation import zscore
 from medcook.recipes.baseline.unet_hippocampus import MILD
 from medcook.recipes.recipe import Arm, Component, Recipe
@@ -159,7 +159,7 @@ class MedSyn(Synthesising):
 
     def supervised(self, nets: nn.ModuleDict, labelled: Batch, now: Moment) -> Tensor:
         """Real volumes, moved and with another brightness: the same in every arm."""
-        rng = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        rng = own_generator()
         images, labels = self.augmentation(labelled.images, labelled.labels, rng)
         images = images.contiguous(memory_format=torch.channels_last_3d)
         return super(Synthesising, self).supervised(nets, labelled._replace(images=images, labels=labels), now)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from medcook.data import IGNORE
 from medcook.data.transforms import Augment, warp
-from medcook.methods import Batch, Moment, Supervised
+from medcook.methods import Batch, Moment, Supervised, own_generator
 from medcook.recipes.recipe import Arm, Component, Recipe, Scale
 from medcook.recipes.synthesis._chains import mixed
 from medcook.recipes.synthesis._settings import CHANNELS, LABELLED
@@ -134,7 +134,7 @@ class Blended(Supervised):
         return batch._replace(images=images, labels=labels)
 
     def training_step(self, nets: nn.ModuleDict, labelled: Batch, unlabelled: Batch | None, now: Moment) -> Tensor:
-        rng = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        rng = own_generator()
         images, labels = self.compose(labelled, unlabelled.images)
         if self.chains:
             images = self.chained(images)

@@ -127,7 +127,7 @@ class Prescreen(Method):
     def after_step(self, nets: nn.ModuleDict, now: Moment) -> None:
         super().after_step(nets, now)
         if self.gate == "classifier":
-            follow(nets["average screen"], nets["screen"], min(self.average, (now.step + 1) / (now.step + 10)))
+            follow(nets["average screen"], nets["screen"], now.decay(self.average))
 
     def predict(self, nets: nn.ModuleDict, images: Tensor) -> Tensor:
         """Class probabilities (B, classes, *size), behind the gate."""
