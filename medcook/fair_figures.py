@@ -15,6 +15,7 @@ from torch import Tensor
 from medcook import plots, statistics
 from medcook.data.manifests import Manifest
 from medcook.measures.fairness import by_group, dealt_gaps, gap_test
+from medcook.sampling import trained
 from medcook.teaching import with_interval
 
 MARKERS = "osD^vP"
@@ -303,8 +304,7 @@ def explain(fitted, methods: Mapping[str, object], numbers: Sequence[int], overl
     fitted   its networks; methods {name: a method with `explain` and `region`} share them
     overlap  (saliency (H, W), truth (H, W)) -> a number for the note above a map
     """
-    fitted.nets.load_state_dict(fitted.weights["last"])
-    fitted.nets.eval()
+    trained(fitted)
     samples = fitted.task.samples("val")
     images, truth = samples.images[list(numbers)], samples.labels[list(numbers)] == 1
     maps, regions, notes = ({name: [] for name in methods} for _ in range(3))

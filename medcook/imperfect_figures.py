@@ -15,6 +15,7 @@ from medcook.data import IGNORE
 from medcook.data.manifests import Manifest
 from medcook.imperfect import noisy_borders, noisy_regions
 from medcook.metrics import dice
+from medcook.sampling import trained
 from medcook.training import Fitted
 
 BELIEFS = ("the truth", "the mistake", "neither")
@@ -67,8 +68,7 @@ def believed(answer: np.ndarray, truth: np.ndarray, given: np.ndarray) -> dict[s
 @torch.no_grad()
 def answers_on(fitted: Fitted, images: Tensor) -> np.ndarray:
     """(N, H, W) label maps of prepared images, by the last weights."""
-    fitted.nets.load_state_dict(fitted.weights["last"])
-    fitted.nets.eval()
+    trained(fitted)
     return torch.cat([fitted.method.predict(fitted.nets, part).argmax(1) for part in images.split(16)]).numpy()
 
 

@@ -25,6 +25,7 @@ from medcook.networks import build_network
 from medcook.precision import autocast
 from medcook.preparation import Preparation, preparation_for
 from medcook.sam.prompts import deepest, largest_part
+from medcook.sampling import trained
 from medcook.tasks import Samples
 
 COUNTS = (1, 3, 5)
@@ -253,8 +254,7 @@ def click_rows(fitted, case: Case) -> list[dict]:
     dice      after the first click; dice_3 and dice_5 after more, each in the middle of the largest error
     An image is a slice, or the volume where volumes train; images that do not show the structure are not asked about.
     """
-    fitted.nets.load_state_dict(fitted.weights["last"])
-    fitted.nets.eval()
+    trained(fitted)
     images, labels = fitted.task.preparation.images(case), fitted.task.preparation.labels(case)
     rows = []
     for value, name in fitted.task.targets.items():

@@ -25,6 +25,7 @@ from medcook.errors import MedcookError
 from medcook.methods.method import Batch, Method
 from medcook.precision import autocast
 from medcook.preparation import Preparation, sampled
+from medcook.sampling import trained
 from medcook.tasks import Task
 
 SOFT = 1.05
@@ -208,8 +209,7 @@ def suppression_rows(fitted, case: Case) -> list[dict]:
     """
     method, raw = fitted.method, fitted.task.preparation.views(case)
     mean, spread = raw.units()
-    fitted.nets.load_state_dict(fitted.weights["last"])
-    fitted.nets.eval()
+    trained(fitted)
     with autocast(fitted.cost):
         given = method.suppress(fitted.nets, (raw.xray[:, None] - mean) / spread).float()
     given = (given * spread + mean).clamp(0, 1)

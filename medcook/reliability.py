@@ -17,6 +17,7 @@ from medcook.data import IGNORE
 from medcook.data.manifests import Manifest
 from medcook.measures.calibration import reliability
 from medcook.measures.disagreement import entropy
+from medcook.sampling import trained
 from medcook.tasks import Samples
 
 SURE = 0.95
@@ -43,8 +44,7 @@ class Forecast:
 @torch.no_grad()
 def forecast(fitted, role: str = "val") -> Forecast:
     """The forecast of a trained method; images without raters have their label as the only one."""
-    fitted.nets.load_state_dict(fitted.weights["last"])
-    fitted.nets.eval()
+    trained(fitted)
     samples = fitted.task.samples(role)
     said = torch.cat([fitted.method.predict(fitted.nets, part).float() for part in samples.images.split(16)])
     raters = samples.labels[:, None] if samples.raters is None else samples.raters

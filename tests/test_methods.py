@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from medcook.data.transforms import Augment
-from medcook.methods import Batch, Method, Moment, Supervised, follow
+from medcook.methods import Batch, Method, Moment, Supervised, follow, own_generator
 
 TINY = dict(channels=(4, 8))
 OTHER = dict(network="monai-unet", channels=(8, 16), rate=1e-4, decay=0.5, average=0.5, loss="dice")
@@ -104,3 +104,20 @@ def test_settings_tell_methods_apart():
     assert set(OTHER) | {"augmentation"} == {field.name for field in fields(Method)}
     assert len({identity(method) for method in [Method(), Supervised(), *others]}) == 2 + len(others)
     assert identity(Supervised()) == identity(Supervised())
+
+
+def test_an_average_remembers_less_in_the_first_steps():
+    assert [Moment(step, 1000).decay(0.99) for step in (0, 1, 9)] == [1 / 10, 2 / 11, 10 / 19]
+    assert Moment(900, 1000).decay(0.99) == 0.99
+
+
+def test_what_has_no_parameters_is_followed_without_a_word():
+    follow(torch.nn.Identity(), torch.nn.Identity(), 0.9)
+
+
+def test_a_generator_of_its_own_follows_torchs():
+    drawn = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        drawn.append([torch.rand(2, generator=own_generator()).tolist() for _ in range(2)])
+    assert drawn[0] == drawn[1] and drawn[0][0] != drawn[0][1]

@@ -3,7 +3,8 @@
 import ast
 
 import pytest
-from mutations.catalogue import MUTATIONS, RECIPES
+from mutations.catalogue import MUTATIONS
+from mutations.recipes import RECIPES
 
 from medcook.paths import ROOT
 

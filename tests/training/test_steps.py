@@ -11,10 +11,10 @@ from medcook import training
 from medcook.data import IGNORE
 from medcook.data.transforms import NONE
 from medcook.errors import MedcookError
-from medcook.methods import Method, Supervised
+from medcook.methods import MeanTeacher, Method, Supervised
 from medcook.parallel import Alone
 from medcook.tasks import Budget, Samples, Task
-from medcook.training import Loop, batch_indices, fit, validation_dice
+from medcook.training import Loop, batch_indices, fit, unlabelled_samples, validation_dice
 
 
 def test_a_loss_that_is_no_number_is_said(monkeypatch):
@@ -157,3 +157,18 @@ def test_validation_dice_is_the_mean_over_cases_and_structures():
     assert validation_dice(Guess(), nets, val) == pytest.approx((2 / 3 + 1 + 1 + 1) / 4)
     labels[0, 1] = IGNORE  # the false voxels were never annotated
     assert validation_dice(Guess(), nets, val) == 1
+
+
+def test_a_step_gets_unlabelled_images_where_there_are_any_and_the_method_wants_them():
+    some, all_of_them = Task("embedded", labelled=2), Task("embedded")
+    assert (unlabelled_samples(MeanTeacher(), some).labels == IGNORE).all()
+    assert unlabelled_samples(Supervised(), some) is None
+    assert unlabelled_samples(MeanTeacher(), all_of_them) is None
+
+
+def test_a_method_that_wants_unlabelled_images_has_a_fingerprint_where_there_are_none(monkeypatch):
+    from medcook.fingerprints import fingerprint
+
+    monkeypatch.setattr(MeanTeacher, "trial", Task("embedded", fold=0))
+    monkeypatch.setattr("medcook.fingerprints.STEPS", 1)
+    assert fingerprint(MeanTeacher(channels=(8, 8))).keys() == {"loss", "dice"}

@@ -29,7 +29,7 @@ from medcook.precision import autocast
 from medcook.recipes.anatomy._shapes import Shape, chamfer
 from medcook.recipes.recipe import Arm, Component, Recipe, Scale
 from medcook.recipes.volumes._settings import VolumeNetwork
-from medcook.sampling import once
+from medcook.sampling import once, trained
 from medcook.tasks import Budget, VolumeTask
 
 CUTS = ("half-space", "ball", "whole")
@@ -179,8 +179,7 @@ def completion_rows(fitted, case: Case) -> list[dict]:
     chamfer               distance of points on the completed and on the true surface, mean of half-space and ball
     The cuts follow from the names of case and structure: every method is asked the same.
     """
-    fitted.nets.load_state_dict(fitted.weights["last"])
-    fitted.nets.eval()
+    trained(fitted)
     (label,), rows = fitted.task.preparation.labels(case), []
     for value, name in fitted.task.structures.items():
         truth = label == value

@@ -31,8 +31,7 @@ from medcook.networks import UNet
 from medcook.recipes.domain_shift._settings import BASELINE, CHANNELS, scales
 from medcook.recipes.imperfect_labels._adversarial import PatchJudge, frozen, played
 from medcook.recipes.recipe import Arm, Component, Recipe
-from medcook.recipes.uncertainty._validation import trained
-from medcook.sampling import once
+from medcook.sampling import once, trained
 from medcook.tasks import Samples, prepare
 
 

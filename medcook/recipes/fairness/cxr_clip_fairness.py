@@ -27,6 +27,7 @@ from medcook.methods import Classifier
 from medcook.methods.contrastive import ContrastiveImageText
 from medcook.methods.frozen import FrozenImageNet
 from medcook.recipes.recipe import Arm, Component, Recipe, Scale
+from medcook.sampling import trained
 from medcook.tasks import Budget, Samples
 
 FINDING = ("clear", "diseased")
@@ -192,8 +193,7 @@ def probes_of(fitted) -> dict:
     """One probe a fact and the `plane` of a PCA plot, fitted on the training patients alone, when first asked for."""
     kept = vars(fitted)
     if "probes" not in kept:
-        fitted.nets.load_state_dict(fitted.weights["last"])
-        fitted.nets.eval()
+        trained(fitted)
         known = [(case, facts) for case in fitted.task.cases("labelled") if (facts := facts_of(case.attributes))]
         vectors, facts = np.stack([embedding(fitted, case) for case, _ in known]), pd.DataFrame([f for _, f in known])
         found = {name: fitted.method.probe(vectors, facts[name].to_numpy()) for name in facts}

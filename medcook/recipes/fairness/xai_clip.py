@@ -28,6 +28,7 @@ from medcook.methods import Batch, Method, Moment, follow
 from medcook.methods.contrastive import ImageText, contrast
 from medcook.preparation import Preparation, preparation_for
 from medcook.recipes.recipe import Arm, Component, Recipe, Scale
+from medcook.sampling import trained
 from medcook.tasks import Budget, Samples
 
 SENTENCES = ("outside", "edge of organ", "organ")
@@ -222,8 +223,7 @@ def overlap(fitted, case: Case) -> list[dict]:
     evaluations      perturbed predictions; `region_dice` of the region that was searched with the organ
     faithfulness     evidence lost with the most salient tenth of all pixels: the same number of pixels in every arm
     """
-    fitted.nets.load_state_dict(fitted.weights["last"])
-    fitted.nets.eval()
+    trained(fitted)
     method, nets, preparation = fitted.method, fitted.nets, fitted.task.preparation
     images, labels = preparation.images(case), organ(preparation.labels(case)) == 1
     image, truth = images[len(images) // 2], labels[len(labels) // 2].numpy()

@@ -24,6 +24,7 @@ from medcook.interactive import MEANT, GuidedNet, careful_click, no_marks, overl
 from medcook.recipes.interactive._asking import BOX, Prompted, boxes, complete, first_then, pieces, some_kinds
 from medcook.recipes.interactive._settings import BASELINE, CHANNELS, HEARTS, scales
 from medcook.recipes.recipe import Arm, Component, Recipe
+from medcook.sampling import trained
 
 KINDS = ("click", "box", "name")
 """Kinds of prompts."""
@@ -125,8 +126,7 @@ def protocol_rows(fitted, case: Case) -> list[dict]:
                     clicks in the middle of the largest error
     dice_box, dice_name, dice_click_box, ...  the first answer to other prompts and combinations that it takes
     """
-    fitted.nets.load_state_dict(fitted.weights["last"])
-    fitted.nets.eval()
+    trained(fitted)
     images, labels = fitted.task.preparation.images(case), fitted.task.preparation.labels(case)
     kinds, rows = getattr(fitted.method, "kinds", ("click",)), []
     fewer = [some for count in range(1, len(kinds)) for some in combinations(kinds, count)]

@@ -32,6 +32,7 @@ from medcook.recipes.architectures._blocks import resized
 from medcook.recipes.interactive._settings import BASELINE, CHANNELS, HEARTS, scales
 from medcook.recipes.recipe import Arm, Component, Recipe
 from medcook.sam.prompts import deepest
+from medcook.sampling import trained
 
 MIDDLE, NARROW, WIDE = ((3, 3, 5, 5), (1, 3, 3, 6)), ((3, 3, 5, 5), (1, 3, 2, 3)), ((3, 3, 5, 7), (1, 3, 3, 6))
 """Kernels and dilations of a multi-scale block: the one on the way down, and the two on the way up."""
@@ -221,8 +222,7 @@ def one_click_rows(fitted, case: Case) -> list[dict]:
     dice        with clicks in the middle (or squiggles); dice_moved with clicks inside, but up to three pixels away
     All arms get the same clicks; one without an exclusion map sees only that in the structure asked for.
     """
-    fitted.nets.load_state_dict(fitted.weights["last"])
-    fitted.nets.eval()
+    trained(fitted)
     method, net, task = fitted.method, fitted.nets["average"], fitted.task
     images, labels = task.preparation.images(case), task.preparation.labels(case)
     rng = np.random.default_rng(zlib.crc32(case.case_id.encode()))

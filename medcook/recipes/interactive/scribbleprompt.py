@@ -28,6 +28,7 @@ from medcook.interactive import BESIDE, MEANT, no_marks, overlap, random_pixels,
 from medcook.recipes.interactive._asking import BOX, Prompted, boxes, complete, pieces, some_kinds
 from medcook.recipes.interactive._settings import BASELINE, CHANNELS, HEARTS, scales
 from medcook.recipes.recipe import Arm, Component, Recipe
+from medcook.sampling import trained
 
 LEFT_VENTRICLE = 3
 """Label value of the hearts' structure that training never shows."""
@@ -179,8 +180,7 @@ def interaction_rows(fitted, case: Case) -> list[dict]:
     dice_scribble  the first answer to what people scribbled, on the structure and on all else
     dice_1, dice_5 after one and five clicks, each in the middle of the largest error
     """
-    fitted.nets.load_state_dict(fitted.weights["last"])
-    fitted.nets.eval()
+    trained(fitted)
     images, labels = fitted.task.preparation.images(case), fitted.task.preparation.labels(case)
     drawn, rows = peoples_scribbles(fitted.task, case), []
     for value, name in fitted.task.targets.items():

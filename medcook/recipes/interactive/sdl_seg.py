@@ -27,6 +27,7 @@ from medcook.methods import Batch, Moment
 from medcook.precision import autocast
 from medcook.recipes.interactive._settings import DEEP_CHANNELS, HIPPOCAMPI, VOLUME_AUGMENTATION, scales
 from medcook.recipes.recipe import Arm, Component, Recipe
+from medcook.sampling import trained
 from medcook.tasks import Budget
 
 BUDGET = Budget(steps=150, batch=4, checks=0)
@@ -112,8 +113,7 @@ def marker_rows(fitted, case: Case) -> list[dict]:
 
     The markers are drawn from the case's name, so that all arms have the same; a case without the structure has no row.
     """
-    fitted.nets.load_state_dict(fitted.weights["last"])
-    fitted.nets.eval()
+    trained(fitted)
     method, preparation = fitted.method, fitted.task.preparation
     images, truth = preparation.images(case), preparation.labels(case) == method.structure
     if not truth.any():

@@ -10,7 +10,7 @@ from medcook import evaluation, statistics
 from medcook.data import Case
 from medcook.pretraining import origin
 from medcook.recipes.fairness.cxr_clip_fairness import WORDS, by_subgroup, captions, embedding, word
-from medcook.sampling import once
+from medcook.sampling import once, trained
 
 NEAREST, EVIDENCE = 15, 5
 """How many known images decide, a quarter of them at most, and how many a search shows."""
@@ -56,8 +56,7 @@ def gallery_of(fitted) -> Gallery:
 
 
 def _gallery(fitted) -> Gallery:
-    fitted.nets.load_state_dict(fitted.weights["last"])
-    fitted.nets.eval()
+    trained(fitted)
     known = list(fitted.task.cases("reference"))
     names = [case.patient_id for case in known]
     vectors = np.stack([unit(fitted, case) for case in known])

@@ -29,6 +29,7 @@ from medcook.recipes.recipe import Arm, Component, Recipe
 from medcook.recipes.synthesis._denoiser import Denoiser
 from medcook.recipes.synthesis._diffusion import Diffusion
 from medcook.recipes.synthesis._settings import scales
+from medcook.sampling import trained
 from medcook.synthesis import SmallTask, Synthesising
 
 COARSE = 8
@@ -133,8 +134,7 @@ def fidelity_rows(fitted, case: Case) -> list[dict]:
     """
     task, method = fitted.task, fitted.method
     images, labels = task.preparation.images(case), task.preparation.labels(case)
-    fitted.nets.load_state_dict(fitted.weights["last"])
-    fitted.nets.eval()
+    trained(fitted)
     with autocast(fitted.cost):
         shown = method.shown(fitted.nets, images, labels, task.classes).float()
     found, likeness = fitted.answer(shown).argmax(1), alike(shown, images)

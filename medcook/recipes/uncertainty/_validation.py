@@ -18,9 +18,3 @@ def once(choose: Callable) -> Callable:
         return made[fitted.nets]
 
     return remembered
-
-
-def trained(fitted) -> nn.ModuleDict:
-    """The networks with the weights of the last step, ready to predict."""
-    fitted.nets.load_state_dict(fitted.weights["last"])
-    return fitted.nets.eval()

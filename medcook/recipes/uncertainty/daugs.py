@@ -31,7 +31,8 @@ from medcook.evaluation import row
 from medcook.losses import find_loss
 from medcook.methods import Batch, Method, Moment
 from medcook.recipes.recipe import Arm, Component, Recipe, Scale
-from medcook.recipes.uncertainty._validation import once, trained
+from medcook.recipes.uncertainty._validation import once
+from medcook.sampling import trained
 from medcook.tasks import Budget
 from medcook.training import validation_dice
 

@@ -32,7 +32,7 @@ from medcook.methods import Batch, Method, Moment, follow
 from medcook.networks.encoder import Encoder
 from medcook.preparation import Preparation, preparation_for
 from medcook.recipes.recipe import Arm, Component, Recipe, Scale
-from medcook.recipes.uncertainty._validation import trained
+from medcook.sampling import trained
 from medcook.tasks import Budget
 
 LEAST = 0.01

@@ -11,7 +11,7 @@ from torch import nn
 from medcook.cohorts import CohortTask
 from medcook.methods import Batch, Moment
 from medcook.recipes.uncertainty import daugs
-from medcook.recipes.uncertainty._validation import once, trained
+from medcook.recipes.uncertainty._validation import once
 from medcook.recipes.uncertainty.daugs import (
     Pool,
     elected,
@@ -22,6 +22,7 @@ from medcook.recipes.uncertainty.daugs import (
     random_patches,
     uncertainty,
 )
+from medcook.sampling import trained
 
 TINY = dict(channels=(4, 8), members=3)
 NOW = Moment(0, 10)

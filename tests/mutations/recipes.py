@@ -1,0 +1,425 @@
+"""Deliberate errors in recipes: {chapter/file: [(what stands there, what is put in its place)]}."""
+
+RECIPES = {
+    "data_loading/leakage": [
+        ("return order[side::2]", "return order[::2]"),
+        ("_halved(self.dataset, 1), self.preparation", "_halved(self.dataset, 0), self.preparation"),
+    ],
+    "sam_adaptation/salt": [
+        ("return values * (1 + scale) + shift", "return values * (1 + scale)"),
+        ("(self.left[:, self.top :] @ self.down)", "(self.left[:, : self.down.shape[0]] @ self.down)"),
+    ],
+    "sam_adaptation/medsamix": [
+        (
+            "torch.where(labelled.labels == self.specialty, labelled.labels,",
+            "torch.where(labelled.labels > 0, labelled.labels,",
+        ),
+    ],
+    "sam_adaptation/sam_med2d": [("nn.Parameter(torch.zeros(width, 1, 1))", "nn.Parameter(torch.ones(width, 1, 1))")],
+    "sam_adaptation/sas": [
+        ("return images + inside * levels", "return images + levels"),
+        ("new_labels = torch.zeros_like(labels)", "new_labels = labels.clone()"),
+    ],
+    "sam_adaptation/h_sam": [
+        ("strength = 1 - counts / counts.max()", "strength = counts / counts.max()"),
+        ("strength[:, None] * (FLOOR + prior).log()", "strength[:, None] * prior"),
+    ],
+    "sam_adaptation/lesion_sam3": [("same = case_of[mine] == case_of[theirs]", "same = case_of[mine] >= 0")],
+    "sam_adaptation/medical_sam3": [("boxes[:, 2:] + slack]", "boxes[:, 2:] - slack]")],
+    "semi_supervised/bcp": [
+        ("IGNORE), pseudo.masked_fill(box, IGNORE)", "IGNORE), pseudo"),
+        ("outward = copy_paste(unlabelled.images, labelled.images, box)", "outward = unlabelled.images"),
+        ('largest_parts(nets["average"](images)', '(nets["average"](images)'),
+    ],
+    "semi_supervised/sasnet": [
+        ("torch.where(self.seen[slot], (before + now) / 2, now)", "now"),
+        ("distance[inwards == 1] = 0", "pass"),
+    ],
+    "few_shot/repri": [
+        ("loss = loss + (1 / shots + extra) * kl(", "loss = loss + (1 / shots) * kl("),
+        ("return (found * (found / wanted).log()).sum(0)", "return (wanted * (wanted / found).log()).sum(0)"),
+    ],
+    "uncertainty/pulaski": [
+        ("return apart - within / 2 - among / 2", "return apart - among / 2"),
+        ("annotations if self.alone else annotations[:1]", "annotations"),
+    ],
+    "uncertainty/maxquery": [
+        ("share = assigned[labels == value].mean(0)", "share = assigned[labels != value].mean(0)"),
+        ("return -response.amax(1)", "return -response.mean(1)"),
+    ],
+    "architectures/wau": [
+        ("return smooth + self.attend(deep, skip) if self.attention else smooth", "return smooth"),
+        ("attn_mask=self.bias.to(queries.dtype)", "attn_mask=None"),
+    ],
+    "architectures/unetpp": [
+        ("range(0 if self.dense else column - 1, column)", "range(column - 1, column)"),
+        ("range(depth + 1)", "range(self.depth + 1)"),
+    ],
+    "architectures/m2snet": [
+        ("both = fine - coarse if subtract else fine + coarse", "both = fine + coarse"),
+    ],
+    "architectures/pranet": [("return 1 - logits.float().softmax(1)", "return logits.float().softmax(1)")],
+    "architectures/_scan": [
+        ("states[:, c].addcmul_(passed[:, c], states[:, before, last, None])", "pass"),
+        ("torch.mul(for_added[:, 1:], states[:, :-1], out=for_decay[:, 1:])", "pass"),
+    ],
+    "architectures/msvm_unet": [
+        ("[(side - weight.shape[-1]) // 2] * 4", "[0, side - weight.shape[-1]] * 2"),
+        ("heard = heard + scan(tokens[:, way])[:, inverse(way)]", "heard = heard + scan(tokens[:, way])"),
+    ],
+    "architectures/swtr_unet": [
+        ("side // 2 if shift and number % 2 else 0", "side // 2 if shift else 0"),
+        (
+            "[tokens(level) for tokens, level in zip(self.tokens, levels[first:], strict=True)]",
+            "[level for tokens, level in zip(self.tokens, levels[first:], strict=True)]",
+        ),
+    ],
+    "architectures/symbolic_seg": [
+        ("heard = self.embedding(sentence[-1])", "pass"),
+        (
+            "return F.gumbel_softmax(logits, temperature, hard=True)",
+            "return F.one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)",
+        ),
+    ],
+    "architectures/u_bench": [
+        ("return 2 * quality * efficient / (quality + efficient)", "return (quality + efficient) / 2"),
+    ],
+    "volumes/stu_net": [
+        ("+ self.shortcut(x))", ")"),
+        (
+            'own[name] if name.startswith("head.") else known[name]',
+            "known[name] if known[name].shape == own[name].shape else own[name]",
+        ),
+        (', mode="nearest")', ', mode="trilinear")'),
+    ],
+    "volumes/cads": [
+        (
+            "told, truth = (only | ~known)[:, 1:], only[:, 1:]",
+            "told, truth = torch.ones_like(known)[:, 1:], only[:, 1:]",
+        ),
+        ("among = probabilities * known", "among = probabilities"),
+    ],
+    "volumes/totalsegmentator": [
+        ("found = measures(case, fitted.predict(case), structures)", "found = measures(case, case.label, structures)"),
+        ("(known == value).mean() / 2", "(known == value).mean()"),
+    ],
+    "volumes/study_2_5d": [
+        ("return views.mean(0).clamp_min(1e-12).log()", "return views[0].clamp_min(1e-12).log()"),
+        (
+            "super().features(neighbours(image, self.count))",
+            "super().features(neighbours(image, 1).repeat(1, self.count, 1, 1, 1))",
+        ),
+    ],
+    "volumes/h_denseunet": [
+        ("scores.float().softmax(1).to(volume.dtype)", "scores.to(volume.dtype)"),
+        ("self.fusion(self.inter(known) + within)", "self.fusion(self.inter(known))"),
+    ],
+    "volumes/_slices": [("(places + step).clamp(0, last)", "(places + step) % (last + 1)")],
+    "volumes/d_former": [
+        (
+            "pairs = zip(sides, counts, strict=True) if dilated else zip(counts, sides, strict=True)",
+            "pairs = zip(counts, sides, strict=True)",
+        ),
+        ("seen = None if real.all() else real[:, None, None].repeat(batch, 1, 1, 1)", "seen = None"),
+        ("return x + self.convolution(x.float().movedim(-1, 1)).movedim(1, -1)", "return x"),
+    ],
+    "volumes/cross_d_conv": [
+        (
+            "return -angle * torch.linalg.cross(axis, torch.ones_like(axis))",
+            "return angle * torch.linalg.cross(axis, torch.ones_like(axis))",
+        ),
+        ("self.rotation(x)))[:, :, side // 2]", "self.rotation(x)))[:, :, 0]"),
+    ],
+    "volumes/mediastinal_ln": [
+        ("margin = images.shape[-1], (thickness - stride) // 2", "margin = images.shape[-1], 0"),
+        ("return probabilities.mean(0)", "return probabilities[0]"),
+    ],
+    "volumes/_head_and_neck": [
+        ("organs = ((case.label > 0) & (label == 0)).astype(np.uint8)", "organs = (case.label > 0).astype(np.uint8)"),
+    ],
+    "volumes/deeporgan": [
+        ("density = logits.detach().softmax(1)", "density = logits.softmax(1)"),
+        (".softmax(2).mean(0)", ".softmax(2)[0]"),
+        ("/ SIDE * scale", "/ SIDE"),
+    ],
+    "volumes/mpu_net": [
+        ("self.level(level) + self.below(below)", "self.level(level)"),
+        ("missed * (there - hits) + 1)", "missed * (found - hits) + 1)"),
+        ("matches.softmax(-1) @", "matches.softmax(-2) @"),
+    ],
+    "imperfect_labels/spatial_noise": [
+        ("trace = squared(spread, rho, rho**2) / sigma**2", "trace = squared(spread, rho, rho) / sigma**2"),
+        ("offset = -back @ grid.mean", "offset = back @ grid.mean"),
+        ("others - own)", "own - others)"),
+    ],
+    "imperfect_labels/adele": [
+        ("(present & open_to).gather", "open_to.expand_as(present).gather"),
+        ("np.geomspace(1, 0.1, len(curve))", "np.geomspace(0.1, 1, len(curve))"),
+        ("mean.flatten(1).amax(1).exp() >= agreed", "mean.flatten(1).amax(1).exp() >= 0"),
+    ],
+    "imperfect_labels/ripu": [
+        ('{"ripu": impurity * uncertainty,', '{"ripu": impurity,'),
+        ("return squares * begun // len(self.rounds)", "return squares"),
+        ("return torch.where(known, target.labels, IGNORE)", "return target.labels"),
+    ],
+    "imperfect_labels/scribble_aag": [
+        ("features * attention[:, 1:].sum(1, keepdim=True)", "features * attention.sum(1, keepdim=True)"),
+        ('nets["judge"](detached(seen))', 'nets["judge"](seen)'),
+    ],
+    "imperfect_labels/_adversarial": [
+        ("{name: weight.detach() for name, weight", "{name: weight for name, weight"),
+        ("(fake.float() + 1).square()", "fake.float().square()"),
+    ],
+    "imperfect_labels/ael_noisy_pseudo": [
+        ("return self.head(features * weights)", "return self.head(features)"),
+        ("weights = certainty(told) if self.weighted", "weights = torch.ones_like(told[:, 0]) if self.weighted"),
+    ],
+    "imperfect_labels/citizen_science": [
+        ("judge(torch.cat([real, fake.detach()]))", "judge(torch.cat([real, fake]))"),
+        ("frozen(judge, fake)", "judge(fake)"),
+        ("labels = torch.cat([labels, masks])", "labels = torch.cat([labels, labels[: len(masks)]])"),
+    ],
+    "interactive/interactive_fcn": [
+        ("chance = (depth - most).exp() - (-most).exp()", "chance = (depth > 0).double()"),
+        ("truth, known, pick=deep_pixels)", "truth, pick=deep_pixels)"),
+    ],
+    "interactive/interformer": [
+        ("seen = [grid + local(grid) for", "seen = [grid for"),
+        ("y = self.third(y, y)", "y = self.third(y, deep)"),
+    ],
+    "interactive/nuclick": [
+        ("torch.where(others, 2.0, 1.0))", "1.0)"),
+        ("(label != IGNORE) & ~mine].unique()", "(label != IGNORE)].unique()"),
+    ],
+    "interactive/sdl_seg": [
+        ("return gaussians(markers, self.sigma)", "return markers.float()"),
+        ("torch.manual_seed(zlib.crc32(case.case_id.encode()))", "pass"),
+    ],
+    "interactive/scribbleprompt": [
+        ("self.made(kind, ~mask & sure, whole(0, MOST))", "self.made(kind, ~mask, whole(0, MOST))"),
+        ("else broken(sort(mask))", "else sort(mask)"),
+    ],
+    "interactive/_asking": [
+        ("target[number], values[-1] = self.piece(image[0]).to(target.device), 0", "values[-1] = 0"),
+    ],
+    "interactive/imis_bench": [
+        ('if kind != "name" or value)', "if True)"),
+        ("count - len(kinds) + 1 for count in (3, 5)", "count for count in (3, 5)"),
+    ],
+    "interactive/prism": [
+        ("confidence.argmax(1)", "confidence.argmin(1)"),
+        ("self.error(x).float() * self.correction(x).float()", "self.correction(x).float()"),
+    ],
+    "anatomy/hybridgnet": [
+        ("between = (step + torch.roll(step, 1, 1)) / 2", "between = (step + torch.roll(step, -1, 1)) / 2"),
+        ("[x, look_up(features, places), places] if", "[x, 0 * look_up(features, places), places] if"),
+    ],
+    "anatomy/medshapenet": [
+        ("unknown[value - 1] = cut", "unknown[value - 1] = False"),
+        ("2 * seen - (1 - unknown)", "2 * seen - 1"),
+    ],
+    "anatomy/_shapes": [
+        ("first = np.sqrt(first)", "first = first + 0"),
+        ("found[1][:, ::-1]", "found[1]"),
+    ],
+    "domain_shift/ct_mr_prior": [
+        (
+            'self.structure * self.segmentation(frozen(nets["model"], made), labels)',
+            'self.structure * self.segmentation(frozen(nets["model"], made.detach()), labels)',
+        ),
+        ("* cycles + sum(games)", "* cycles + games[1]"),
+    ],
+    "domain_shift/frd": [
+        ("for root in roots) - 2 * shared)", "for root in roots) - shared)"),
+        ("scores.mean() + NORMAL_95 * scores.std()", "scores.mean() + scores.std()"),
+    ],
+    "domain_shift/_radiomics": [
+        ("high = COIFLET[::-1] * (-1.0) ** np.arange(1, 7)", "high = COIFLET * (-1.0) ** np.arange(1, 7)"),
+        ("(pairs + pairs.T) / (2 * pairs.sum())", "pairs / pairs.sum()"),
+    ],
+    "domain_shift/sfda": [
+        ('with forgetful(nets["ended"]):', "if True:"),
+        ("if self.keeps:", "if True:"),
+    ],
+    "domain_shift/mrsegmentator": [
+        ("fitted.predict(as_shown(case, look))", "fitted.predict(case)"),
+        ("return torch.where(there[0] | there[1], truth, proposed)", "return torch.where(there[0], truth, proposed)"),
+        ('nets["annotations"].known(index) | (dice', "(dice"),
+    ],
+    "domain_shift/graphecho": [
+        ("here, there = torch.isin(kinds, others), torch.isin(others, kinds)", "here, there = kinds >= 0, others >= 0"),
+        ("plan.masked_fill(~same, 0).amax(1)", "plan.amax(1)"),
+    ],
+    "anatomy/saliency_acm": [
+        ("pull + weight * (one - two) * (values - fitted)", "pull + (one - two) * (values - fitted)"),
+        ("torch.where(swapped, 1 - found, found)", "found"),
+    ],
+    "pretraining/bpd_finetune": [
+        ("model.freeze(self.frozen(now))", "model.freeze((False,) * len(STAGES))"),
+        ("return mixed, partner, 1 - inside", "return mixed, partner, inside"),
+        ("shares = SHARES if self.progressive else", "shares ="),
+    ],
+    "pretraining/medimageinsight": [
+        ("meets(facts, (self.new,)) == new", "True"),
+        (
+            "numbers = torch.cat([numbers, image_labels(unlabelled.raters[:some, 0], len(model.sentences))])",
+            "numbers = torch.cat([numbers, numbers[:some]])",
+        ),
+    ],
+    "pretraining/_searching": [
+        ("np.fill_diagonal(similarity, -np.inf)", "pass"),
+        ("ill = np.sort(scores[findings == 1])", "ill = np.sort(scores)"),
+    ],
+    "pretraining/chexworld": [
+        ("truth = torch.cat([truth, other(truth)])", "truth = torch.cat([truth, truth])"),
+        ("torch.cat([scene.shift, -scene.shift])", "torch.cat([scene.shift, scene.shift])"),
+        ("contexts = changed(views, actions) if self.domains else views", "contexts = views"),
+    ],
+    "pretraining/lvm_med": [
+        ("(indicators(found) - indicators(pushed))", "(indicators(pushed) - indicators(found))"),
+        ("* (there + back.T)", "* (there + back)"),
+        ("joined * edge_affinity(*found), counts + joined", "joined * edge_affinity(*found), counts"),
+    ],
+    "pretraining/mis_fm": [
+        ("share = (k.float() / levels)[:, None]", "share = (k.float() / (levels + 1))[:, None]"),
+        ("background.roll(1, dims=0)", "background"),
+    ],
+    "pretraining/voco": [
+        ("(y - alike).abs()", "alike"),
+        ("(side - distance).clamp_min(0) / side", "1 - distance / side"),
+    ],
+    "pretraining/med3d": [
+        ("each[labels == k].mean() for k in shown", "each[labels == k].sum() for k in shown"),
+        ("found[mine] = labels[mine.roll(1)]", "found[mine] = labels[mine]"),
+    ],
+    "pretraining/gl_contrast": [
+        ("positive = (same | here & other_volume)", "positive = (same | here)"),
+        (
+            "torch.cat([self.augmentation.intensity(images.images, rng) for _ in range(2)])",
+            "torch.cat([self.augmentation(images.images, None, rng)[0] for _ in range(2)])",
+        ),
+        ("(where.place * count).long()", "(where.place * 2).long()"),
+    ],
+    "pretraining/joint_ssl_2d3d": [
+        ("        q = q / q.sum(0, keepdim=True)\n", "        q = q / q.sum()\n"),
+        ("return rest + REACH * apart * moves", "return rest + moves * 0"),
+        ("shown = torch.where(where[..., None], self.token, slices)", "shown = slices"),
+        ("hidden_error(slices.detach(),", "hidden_error(slices,"),
+    ],
+    "pretraining/_stages": [("one_cycle(*self.stage(then)[1])", "one_cycle(*then)")],
+    "pretraining/_dino": [
+        ("((scores - centre) / TEACHER_HEAT)", "(scores / TEACHER_HEAT)"),
+        ("if number != other", "if number <= other"),
+        ("self.centre.lerp_(torch.cat(teacher).mean(0), 1 - CENTRE)", "pass"),
+        ("(torch.rand(count, 2, generator=rng) * 2 - 1) * (1 - side)[:, None]", "torch.zeros(count, 2)"),
+    ],
+    "pretraining/ssl_diversity": [("net.conv1.weight.sum(1, keepdim=True)", "net.conv1.weight.mean(1, keepdim=True)")],
+    "pretraining/_pyramid": [("x = smooth(fine + F.interpolate", "x = smooth(0 * fine + F.interpolate")],
+    "pretraining/barlow_swin": [
+        ("(z - z.mean(0)) / (z.std(0, unbiased=False) + 1e-5)", "z - z.mean(0)"),
+        ("LAMBDA * (found.square().sum() - own.square().sum())", "LAMBDA * found.square().sum()"),
+        ("heads, side, shift) for shift in (0, 1)", "heads, side, shift) for shift in (0, 0)"),
+        ("return self.inner(x) + self.around(x)", "return self.inner(x)"),
+    ],
+    "fairness/fairseg": [
+        ("return weights * self.seen.sum() / (weights * self.seen).sum()", "return weights"),
+        ("bound[known].min() / bound) ** gamma", "bound[known].max() / bound) ** gamma"),
+        ("said = said * factors", "said = said / factors"),
+    ],
+    "synthesis/seg2med": [
+        ("structures if self.told else torch.zeros_like(structures)", "structures"),
+        ("F.avg_pool2d(images[:, :1].float(), COARSE)", "images[:, :1].float()"),
+    ],
+    "synthesis/roentgen": [
+        ("finding = (numbers % 2).to(torch.uint8)", "finding = (numbers % 3 % 2).to(torch.uint8)"),
+    ],
+    "synthesis/medsyn": [("maps = enlarged(spoilt(low))", "maps = enlarged(low)")],
+    "synthesis/_denoiser": [("return without + guidance * (told - without)", "return told")],
+    "synthesis/bs_diff": [
+        ("torch.cat([generator.make(xrays, self.calls), soft], dim=1)", "torch.cat([xrays, soft], dim=1)"),
+        ("return images + unfolded(", "return unfolded("),
+    ],
+    "synthesis/_bones": [
+        (
+            "return lambda x, t: xrays + net(x, t, maps=xrays).float()",
+            "return lambda x, t: xrays + net(x, t, maps=0 * xrays).float()",
+        )
+    ],
+    "synthesis/bs_ldm": [
+        ("*like.shape[:2], 1, 1,", "*like.shape,"),
+        ("return FIRST + RATE * (DIFFUSION.times - 1 - t)", "return FIRST + RATE * t"),
+        ("rare = self.taken < self.least", "rare = self.taken < 0"),
+    ],
+    "synthesis/gl_lcm": [
+        ("return skip * noisy + out * clean", "return clean"),
+        ("residual = steepness(local - whole, inside, inside)", "residual = steepness(local, inside, inside)"),
+        ("r = (t - SKIP).clamp_min(0)", "r = t"),
+    ],
+    "synthesis/lefusion": [
+        ("masks if focused else None", "None"),
+        ("net(torch.where(masks > 0, x, context), t)", "net(x, t)"),
+    ],
+    "synthesis/_scars": [
+        (
+            "case = replace(case, image=scarred(case, self.wall, self.cavity).image)",
+            "case = scarred(case, self.wall, self.cavity)",
+        ),
+        ("torch.where(target[:, 0] > 0, labels, 0)", "labels"),
+    ],
+    "synthesis/surgical_background": [
+        ("return share * front + (1 - share) * back", "return inside * front + (1 - inside) * back"),
+        ("np.where(known, image - other, 0.0)", "(image - other)"),
+    ],
+    "synthesis/_chains": [
+        ("return kept * image + (1 - kept) * changed", "return changed"),
+        ("below = torch.cumsum(counts, 0) - counts", "below = torch.cumsum(counts, 0)"),
+    ],
+    "synthesis/gms": [
+        ("requires_grad_(not self.frozen)", "requires_grad_(True)"),
+        ("self.matching * matched + sum", "sum"),
+        ("mean + sampled * deviation *", "mean + deviation *"),
+        ("return mean / self.spread, deviation / self.spread", "return mean, deviation"),
+    ],
+    "synthesis/_painting": [("structures / total.clamp_min(1)", "structures")],
+    "synthesis/medsegfactory": [
+        ("1 - number if self.joint else number", "number"),
+        ("key(own), value(own)", "key(asking), value(asking)"),
+        ("value=stream) for stream", "value=0) for stream"),
+        ("grey(image, image.shape[1])", "image"),
+    ],
+    "synthesis/paxray": [
+        (
+            "sure = drawn.all(1)[:, None, None, None] | (nothing == 0)",
+            "sure = torch.ones_like(nothing, dtype=torch.bool)",
+        ),
+        ("regions[view, answer - 1] if answer", "regions[view, number] if answer"),
+    ],
+    "synthesis/_overlapping": [
+        ("masks[:, [value not in drawn for value in self.values]] = IGNORE", "pass"),
+        ("torch.inf).min(1)", "-torch.inf).max(1)"),
+    ],
+    "synthesis/_regions": [("sums[image, top, left]) / (end", "0) / (end")],
+    "synthesis/_phrases": [("(not side or told == {side})", "(not side or side in told)")],
+}
+TESTED_BY = {
+    "architectures/_scan": "lightm_unet",
+    "volumes/_slices": "study_2_5d",
+    "volumes/_head_and_neck": "mediastinal_ln",
+    "imperfect_labels/_adversarial": "scribble_aag",
+    "interactive/_asking": "scribbleprompt",
+    "anatomy/_shapes": "medshapenet",
+    "domain_shift/_radiomics": "frd",
+    "pretraining/_dino": "ssl_diversity",
+    "pretraining/_pyramid": "ssl_diversity",
+    "pretraining/_stages": "joint_ssl_2d3d",
+    "pretraining/_searching": "medimageinsight",
+    "synthesis/_bones": "bs_diff",
+    "synthesis/_chains": "surgical_background",
+    "synthesis/_denoiser": "roentgen",
+    "synthesis/_painting": "gms",
+    "synthesis/_scars": "lefusion",
+    "synthesis/_overlapping": "paxray",
+    "synthesis/_regions": "paxray",
+    "synthesis/_phrases": "paxray",
+}
+"""Whose tests notice, where these are not in a file of the same name."""
