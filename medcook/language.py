@@ -174,7 +174,7 @@ class Names:
     forms: tuple[str, ...] = ("{name}", "the {name}", "segment the {name}")
 
     def name(self, value: int) -> str:
-        return self.forms[0].format(name=self.plain(value))
+        return self.forms[0].format(name=self.plain(value) or f"structure {value}")
 
     def plain(self, value: int) -> str:
         """The name alone; `structure 7` where no name is known."""
