@@ -26,6 +26,7 @@ from medcook.synthesis import small
 from medcook.tasks import Task
 
 KINDS = ("nodule", "cavity", "patch")
+MANY = {"nodule": "nodules", "cavity": "cavities", "patch": "patches", "finding": "findings"}
 SIZES = ("small", "large")
 SIDES = ("right", "left")
 FIELDS = ("upper", "middle", "lower")
@@ -207,7 +208,7 @@ class Spoken:
 
     def some(self, **words: str) -> str:
         """A sentence for all findings of which these words hold."""
-        size, kind, place = words.get("size", ""), words.get("kind", "finding") + "s", ""
+        size, kind, place = words.get("size", ""), MANY[words.get("kind", "finding")], ""
         if "field" in words or "side" in words:
             field = f"{words['field']} field" if "field" in words else ""
             lung = f"{words['side']} lung" if "side" in words else ""
