@@ -21,6 +21,7 @@ from medcook.few_shot.supports import support_view
 from medcook.film import Film, draw_frame, error_handles
 from medcook.handover import handover_view
 from medcook.imperfect_figures import noise_view
+from medcook.language_figures import answered, answers_figure
 from medcook.metrics import dice
 from medcook.plots import as_slices, show_slice
 from medcook.pretraining_figures import alike_figure
@@ -217,6 +218,25 @@ def diffusion_explorer(diffusion, nets: Mapping[str, Callable], image: Tensor, m
     time = widgets.IntSlider(diffusion.times // 2, 0, diffusion.times - 1, description="t")
     draw = widgets.IntSlider(0, 0, 9, description="noise")
     return live(lambda name, t, k: noise_figure(diffusion, nets[name], image, t, k, manifest), which, time, draw)
+
+
+def question_explorer(method, nets: nn.ModuleDict, samples, manifest: Manifest, choices: Mapping, ask) -> widgets.VBox:
+    """Choose an image of `samples` and the words of a question, and see what a network answers.
+
+    choices  {what a word tells: the words to choose from}; the first stands for saying nothing about it
+    ask      (**words) -> `medcook.language.Question`
+    """
+    number = widgets.IntSlider(0, 0, len(samples) - 1, description="image")
+    menus = [widgets.Dropdown(options=list(words), description=name) for name, words in choices.items()]
+
+    def draw(k: int, *chosen: str) -> Figure:
+        said = {
+            name: word for (name, words), word in zip(choices.items(), chosen, strict=True) if word != next(iter(words))
+        }
+        shown = answered(method, nets, samples.images[k], samples.labels[k], [ask(**said)])
+        return answers_figure([shown], manifest)
+
+    return live(draw, number, *menus)
 
 
 def live(draw: Callable[..., Figure], *controls: widgets.ValueWidget) -> widgets.VBox:

@@ -82,7 +82,8 @@ def test_nobody_asks_for_what_has_no_name():
     torch.manual_seed(0)
     asked = [names.ask((1, 2), None, False) for _ in range(20)]
     assert {question.values for question in asked} == {(1,)}
-    assert names.ask((2,), None, False).values == (), "only what has no name is there: the answer is nothing"
+    others = [names.ask((2,), None, False) for _ in range(20)]
+    assert all(question.values == () and "liver" in question.sentence for question in others)
     assert names.name(2) == "structure 2"
 
 

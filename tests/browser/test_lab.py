@@ -8,9 +8,17 @@ SOLUTIONS = Path(__file__).parents[1] / "notebooks" / "solutions"
 WIDGETS = {
     "01_data_loading": "slice",
     "02_unet_baseline": "slice",
+    "04_semi_supervised": "image",
     "05_few_shot": "support",
+    "06_uncertainty": "handed over",
+    "07_fairness": "threshold",
+    "08_architectures": "image",
+    "09_volumes": "slice",
+    "12_imperfect_labels": "amount",
     "13_pretraining": "slice",
+    "14_domain_shift": "noise",
     "15_synthesis": "t",
+    "16_anatomy_and_shape": "row",
 }
 """Chapter: the label of a control that changes a picture."""
 

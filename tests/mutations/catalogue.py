@@ -110,6 +110,17 @@ SYNTHESIS = [
     ("self.labels = torch.cat([self.labels, labels])", "self.labels = torch.cat([labels, self.labels])"),
     ("saved = state[prefix + name]", "saved = getattr(self, name)"),
 ]
+LANGUAGE = [
+    ("src_key_padding_mask=empty", "src_key_padding_mask=None"),
+    ("self.words(rows) + self.places[: rows.shape[1]]", "self.words(rows)"),
+    ("return (x * there).sum(1) / there.sum(1)", "return x.mean(1)"),
+    ("return maps * (1 + scale) + shift", "return maps * scale + shift"),
+    ("mask[label == IGNORE] = IGNORE", "pass"),
+    ("(1, 2) if each else (0, 1, 2)", "(0, 1, 2)"),
+    ("number == group and number in self.partial", "False"),
+    ("if name and value not in", "if value not in"),
+]
+
 PROJECTIONS = [
     ("mu = soft + EXCESS * (mu - soft)", "mu = soft + (mu - soft)"),
     ("for part in (mu, soft, bone)]) * length", "for part in (mu, soft, bone)])"),
@@ -119,6 +130,8 @@ PROJECTIONS = [
 CORE = {
     ("data/sets/paxray.py", "data/sets/test_paxray.py"): PAXRAY,
     ("synthesis.py", "test_synthesis.py"): SYNTHESIS,
+    ("language.py", "test_language.py"): LANGUAGE,
+    ("language_figures.py", "test_language_figures.py"): [("stacked - stacked.mean(0)", "stacked")],
     ("projections.py", "test_projections.py"): PROJECTIONS,
     ("metrics.py", "test_metrics.py"): METRICS,
     ("losses.py", "test_losses.py"): LOSSES,

@@ -398,6 +398,21 @@ RECIPES = {
         ("masks[:, [value not in drawn for value in self.values]] = IGNORE", "pass"),
         ("torch.inf).min(1)", "-torch.inf).max(1)"),
     ],
+    "language/_findings": [
+        ("columns < middle), lungs & (columns >= middle)", "columns >= middle), lungs & (columns < middle)"),
+        ("np.clip((distance - 0.35) / 0.3, -0.4, 1)", "1"),
+        ("(label == value_of(finding)).any()", "False"),
+        ("if value not in there)\n        value = one_of", ")\n        value = one_of"),
+    ],
+    "language/_reports": [
+        ("frozenset, (sides, fields, signs)", "frozenset, (sides & set(), fields, signs)"),
+        (" | {side for side, _ in lobes}", ""),
+        ("if positive[n] == (k == 0)", "if True"),
+    ],
+    "language/_reading": [
+        ("same = (places[:, None] == places[None]).float()", "same = torch.eye(len(places))"),
+        ("image_weight * there + (1 - image_weight) * back", "(there + back) / 2"),
+    ],
     "synthesis/_regions": [("sums[image, top, left]) / (end", "0) / (end")],
     "synthesis/_phrases": [("(not side or told == {side})", "(not side or side in told)")],
 }
@@ -413,6 +428,9 @@ TESTED_BY = {
     "pretraining/_pyramid": "ssl_diversity",
     "pretraining/_stages": "joint_ssl_2d3d",
     "pretraining/_searching": "medimageinsight",
+    "language/_findings": "findings_language",
+    "language/_reading": "reports_of_radiologists",
+    "language/_reports": "reports_of_radiologists",
     "synthesis/_bones": "bs_diff",
     "synthesis/_chains": "surgical_background",
     "synthesis/_denoiser": "roentgen",

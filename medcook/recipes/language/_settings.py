@@ -38,7 +38,7 @@ class ToldOfFindings(Told):
 
 FINDINGS = FindingsTask("chest_xray", evaluation="test")
 FINDINGS_QUICK = FindingsTask("embedded", versions=1)
-FINDINGS_BUDGET = Budget(steps=900, batch=12, checks=0)
+FINDINGS_BUDGET = Budget(steps=700, batch=12, checks=0)
 BASELINE = ToldOfFindings()
 
 
@@ -90,7 +90,7 @@ NAMED = NamedTask(
 )
 """Hearts and hippocampi in MR, head and neck in CT, chest X-rays, cells under the microscope."""
 NAMED_QUICK = NamedTask("embedded", counts=(3, 1, 1))
-NAMED_BUDGET = Budget(steps=900, batch=12, checks=0)
+NAMED_BUDGET = Budget(steps=700, batch=12, checks=0)
 
 NAMES = (
     *("right ventricle of the heart", "myocardium of the left ventricle", "left ventricle of the heart"),

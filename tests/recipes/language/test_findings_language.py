@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from medcook import language
 from medcook.data import Case
@@ -50,6 +51,7 @@ def test_findings_lie_in_the_lung_and_field_that_they_are_called_after():
             assert fields[finding.side, finding.field][max(0, middle[0] - 2) : middle[0] + 3].any()
             assert (finding.side == "right") == (middle[1] < 32)
             assert image[mask].max() > 0.4, "it is seen"
+            assert ndimage.label(mask)[1] == 1, "no two of an image are called alike"
     assert max(counts) == findings.MOST and min(counts) >= 1
 
 

@@ -1,0 +1,165 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 11 · Asking in words
+#
+# **After this chapter you can** build a network that segments what a sentence asks for; tell whether it listens to the
+# sentence, or only looks at the image; learn from radiologists' reports before there are labels; and read a paper on
+# language and images with the right questions.
+#
+# | profile | data | minutes on 2 cores | memory |
+# |---|---|---|---|
+# | `quick` | simulated brains that ship with the book, no network | 1 | under 1 GB |
+# | `full` | chest X-rays and their reports (Montgomery, Shenzhen), hearts, hippocampi, head-and-neck CT, cells | about 5 | 2 GB |
+#
+# What you see on the web was made by `full`. **Expect** that a network learns quickly which words stand for which
+# pixels, slowly that a sentence may be about nothing in the image, and that words which were in no training sentence
+# mean nothing to it.
+
+# %% tags=["parameters"]
+PROFILE = None
+
+# %%
+from dataclasses import replace
+
+import numpy as np  # noqa: F401, for the exercises
+import pandas as pd
+import torch
+from IPython.display import display
+
+from medcook import comparison, language_figures, teaching, widgets
+from medcook.evidence import evidence_frame
+from medcook.exercises import check
+from medcook.language import Modulation, Question, TextEncoder, mask_loss, meant
+from medcook.profiles import resolve_profile
+from medcook.recipes.language import _findings, _reading, _reports, _settings
+from medcook.training import fit
+
+profile = resolve_profile(PROFILE)
+pd.set_option("display.max_colwidth", None)
+
+# %% [markdown]
+# ## The idea, in one picture
+# The same X-ray, and several sentences. Findings were drawn into its lungs, so that it is known what each sentence
+# means: sometimes one of them, sometimes several, sometimes none. Everything else in the image is real.
+
+# %% tags=["cover"]
+task = {"quick": _settings.FINDINGS_QUICK, "full": _settings.FINDINGS}.get(profile, _settings.FINDINGS)
+task = replace(task, evaluation="val")  # the chapter looks at validation patients; the test set is the recipes'
+budget = replace(_settings.FINDINGS_BUDGET, steps=60 if profile == "quick" else 900)
+method = _settings.BASELINE
+listener = fit(method, task, budget, 0)
+nets, shown, spoken = listener.nets.eval(), task.samples("val"), method.language
+most = [number for number in range(len(shown)) if len(shown.labels[number].unique()) > 4]
+number = most[0] if most else 0
+image, label = shown.images[number], shown.labels[number]
+values = [value for value in label.unique().tolist() if value]
+first, last = _findings.FINDINGS[values[0] - 1], _findings.FINDINGS[values[-1] - 1]
+missing = next(value for value in range(1, task.classes) if value not in values)
+questions = [
+    Question(spoken.name(values[0]), (values[0],)),
+    Question(spoken.name(values[-1]), (values[-1],)),
+    Question(spoken.some(kind=first.kind), _findings.matching(kind=first.kind)),
+    Question(spoken.some(side=last.side), _findings.matching(side=last.side)),
+    Question(spoken.name(missing), ()),
+]
+answers = language_figures.answered(method, nets, image, label, questions)
+language_figures.answers_figure([answers], task.data.manifest)
+
+# %% [markdown]
+# **How it was asked.** Right and left are the patient's, as in reports: the right lung is on the left of the image. A
+# network that looks for the brightest spot answers the first questions, too; it fails where several findings are alike,
+# and where there is nothing. How often does it happen?
+
+# %%
+rows = [row for case in task.cases("val") for row in _findings.grounding_rows(listener, case)]
+frame = pd.DataFrame(rows)
+measures = ["dice", "hit", "pointed", "rejected"]
+frame.groupby("structure", sort=False)[measures].mean().round(2).rename_axis("the sentence is about")
+
+# %% [markdown]
+# **Dice** of the answer, **hit**: the boxes around answer and truth overlap by half of their union, **pointed**: the
+# most probable pixel is right, **rejected**: nothing was found, which is right where the sentence is about nothing.
+#
+# ## Does it listen?
+# A network may solve its task without the words. So the sentences of the images are swapped: what it answers to another
+# image's sentence should be what that sentence means here, mostly nothing.
+
+# %%
+torch.manual_seed(0)
+asked = [spoken.ask(tuple(v for v in one.unique().tolist() if v), None, False) for one in shown.labels]
+swapped = [*asked[1:], asked[0]]
+found = {}
+for name, sentences in (("its own sentence", asked), ("another image's sentence", swapped)):
+    with torch.no_grad():
+        parts = [
+            nets["average"](shown.images[at : at + 16], tuple(q.sentence for q in sentences[at : at + 16])).sigmoid()
+            for at in range(0, len(shown), 16)
+        ]
+    masks = torch.cat(parts) > 0.5
+    own = meant(shown.labels, asked) == 1
+    overlap = 2 * (masks & own).sum((1, 2)) / (masks.sum((1, 2)) + own.sum((1, 2))).clamp_min(1)
+    found[name] = {
+        "Dice with what its own sentence means": float(overlap.mean()),
+        "pixels answered": float(masks.sum((1, 2)).float().mean()),
+    }
+pd.DataFrame(found).T.round(2)
+
+# %% [markdown]
+# ## The mechanisms
+# **Words become vectors, vectors change features.** A word has a vector, found by its letters; a transformer block lets
+# the words of a sentence look at each other. What comes out scales and shifts the channels of the image's features: in
+# one sentence this channel matters, in another that one. Perez et al. (2018) call it feature-wise linear modulation.
+
+# %%
+teaching.show_code(TextEncoder.forward, Modulation.forward)
+
+# %% tags=["nbval-check-output", "mechanism"]
+torch.manual_seed(0)
+change, maps = Modulation(2, 3), torch.tensor([1.0, 2.0]).view(1, 2, 1, 1)
+print("at the start a sentence changes nothing:", change(maps, torch.randn(1, 3)).flatten().tolist())
+change.line.bias.data = torch.tensor([0.0, -1.0, 5.0, 0.5])  # two scales, two shifts
+print("then it turns channels up, down and off:", change(maps, torch.zeros(1, 3)).flatten().tolist())
+
+# %% [markdown]
+# **A sentence means label values, and its mask is their union.** The loss is that of two classes. A small answer hardly
+# counts beside a large one if all images of a batch share one Dice; each can have its own instead.
+
+# %%
+teaching.show_code(meant, mask_loss)
+
+# %% tags=["nbval-check-output", "mechanism"]
+labels = torch.tensor([[[0, 5, 7, 255]]], dtype=torch.uint8)
+for sentence, values in (("the fifth", (5,)), ("all of them", (5, 7)), ("the sixth", (6,))):
+    print(f"{sentence:12} means", meant(labels, [Question(sentence, values)]).flatten().tolist())
+large, small = torch.zeros(2, 8, 8, dtype=torch.uint8)
+large[:6], small[0, 0] = 1, 1
+right = torch.where(torch.stack([large, 0 * small]) == 1, 9.0, -9.0)  # the small one is missed
+for each in (False, True):
+    print("each its own Dice:" if each else "one Dice of both: ", f"{mask_loss(right, torch.stack([large, small]), each):.2f}")
+
+# %% [markdown]
+# **Reports are labels that nobody had to draw.** *ConVIRT* (Zhang et al. 2022) brings an image and its own report
+# together and keeps it from those of the others in a batch, in both directions. Half of the reports here say "normal":
+# equal reports are no strangers, they share their probability.
+
+# %%
+teaching.show_code(_reading.pairs)
+
+# %% tags=["nbval-check-output", "mechanism"]
+corners = torch.eye(3)
+for name, reports in (("three reports", ("a", "b", "c")), ("two of them the same", ("a", "a", "c"))):
+    matched = _reading.pairs(corners, corners, reports)
+    mixed = _reading.pairs(corners, corners.roll(1, 0), reports)
+    print(f"{name:20}: loss of matched pairs {matched:.2f}, of mixed up ones {mixed:.2f}")
+print(_reports.facts_of("Inactive TB scars LUL, new cavity in the right upper lobe"))
