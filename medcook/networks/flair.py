@@ -129,7 +129,7 @@ def sizes_of(state: dict[str, Tensor], heads: int) -> tuple[dict, dict]:
 
 
 def prepared(image: np.ndarray, side: int = SIDE) -> Tensor:
-    """An image (H, W) or (H, W, 3), 0 to 255, as (1, 3, side, side), 0 to 1: its longer side fills it, zeros the rest."""
+    """An image (H, W) or (H, W, 3), 0 to 255, as (1, 3, side, side), 0 to 1; zeros fill up its shorter side."""
     found = torch.from_numpy(np.asarray(image, np.float32) / 255)
     found = found[None].expand(3, -1, -1) if found.ndim == 2 else found.movedim(2, 0)
     scale = max(found.shape[1:]) / side
