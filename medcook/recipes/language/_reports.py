@@ -105,8 +105,8 @@ class ReportTask(OutcomeTask):
     """An outcome of each image, and images with reports to learn from first; only patients with a report train.
 
     Unlabelled samples are those of all training patients, also of those whose outcome is known: it is hidden there,
-    the report is not. Labelled ones are everybody's, or those of `labelled` patients, half of them with the outcome,
-    which `draw` picks. Groups say which report an image has.
+    the report is not. Labelled ones are everybody's, or those of `labelled` patients at most, half of them with the
+    outcome, which `draw` picks. Groups say which report an image has.
     """
 
     @cached_property
@@ -131,8 +131,8 @@ class ReportTask(OutcomeTask):
         positive = [self.is_positive(self.data.attributes(self.data.patients[p][0])) for p in everyone]
         halves = self.labelled // 2, self.labelled - self.labelled // 2
         chosen = [[n for n in order if positive[n] == (k == 0)][:many] for k, many in enumerate(halves)]
-        if tuple(map(len, chosen)) != halves:
-            raise MedcookError(f"{self.dataset}: fewer than {self.labelled} patients have a label.", "Ask for fewer.")
+        if not all(chosen):
+            raise MedcookError(f"{self.dataset}: all patients have the same outcome.", "Take another outcome.")
         return tuple(everyone[number] for number in sorted(sum(chosen, [])))
 
     def samples(self, role: str) -> Samples:

@@ -44,12 +44,17 @@ def test_a_report_comes_with_every_image():
 
 def test_few_labels_are_half_of_either_outcome_and_the_draw_picks_them():
     few = replace(BRAINS, labelled=6)
-    found = [BRAINS.is_positive(few.data.attributes(patient)) for patient in few.labelled_patients]
-    assert sum(found) == 3 and len(found) == 6
+
+    def positive(patient: str) -> bool:
+        return BRAINS.is_positive(BRAINS.data.attributes(patient))
+
+    assert sum(map(positive, few.labelled_patients)) == 3 and len(few.labelled_patients) == 6
     assert few.labelled_patients != replace(few, draw=1).labelled_patients
     assert few.unlabelled_patients == BRAINS.unlabelled_patients, "reports are read of everybody"
-    with pytest.raises(MedcookError, match="fewer than 60"):
-        _ = replace(BRAINS, labelled=60).labelled_patients
+    many, sick = replace(BRAINS, labelled=60).labelled_patients, sum(map(positive, BRAINS.unlabelled_patients))
+    assert sum(map(positive, many)) == sick and len(many) <= 30 + sick, "no more than there are"
+    with pytest.raises(MedcookError, match="the same outcome"):
+        _ = replace(BRAINS, labelled=4, positive="nobody").labelled_patients
 
 
 def test_data_without_reports_are_refused():
