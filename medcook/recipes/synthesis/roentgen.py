@@ -274,6 +274,18 @@ recipe = Recipe(
             "implemented",
             "the arm `made`: 512 X-rays made by a generator that saw 120",
         ),
+        Component(
+            "architecture",
+            "implemented",
+            "Stable Diffusion 1's autoencoder and U-Net, 84 and 860 million weights, in `medcook.networks.latents` and "
+            "`.stable_diffusion`, tested against an implementation of its own; the arms' networks are small ones",
+        ),
+        Component(
+            "checkpoint",
+            "implemented",
+            "a folder in the format of diffusers, with older names of weights, too, is read offline and makes images "
+            "of sentences; tested on a small one. RoentGen's own weights are given out on request, and not at hand",
+        ),
         Component("adapting a pre-trained model", "absent", "weights of Stable Diffusion are not at hand"),
         Component("image quality, diversity, human experts", "absent", "a classifier's AUC is the measure here"),
         Component("knowledge distilled into the text encoder", "absent", "nothing was known to it before"),

@@ -4,10 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import stable_diffusion_weights as stable
 import torch
 from sklearn.decomposition import PCA
 
+from medcook.errors import MedcookError
 from medcook.methods import Batch, Classifier, Moment
+from medcook.networks import latents, stable_diffusion
 from medcook.recipes.synthesis import roentgen
 from medcook.recipes.synthesis.roentgen import (
     DIFFUSION,
@@ -244,3 +247,93 @@ def test_the_classifier_is_the_books():
     assert str(found["model"]) == str(nets["model"])
     found = REAL.predict(nets, batch().images)
     assert found.shape == (6, 2, 32, 32) and (found[..., :1, :1] == found).all()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return stable.write(tmp_path_factory.mktemp("roentgen") / "model")
+
+
+@pytest.mark.component("architecture")
+class TestArchitecture:
+    def test_the_published_sizes_are_those_of_stable_diffusion_1(self):
+        with torch.device("meta"):
+            unet, vae = stable_diffusion.UNet(), latents.Autoencoder()
+        count = lambda model: sum(weight.numel() for weight in model.parameters())  # noqa: E731
+        assert (count(unet), count(vae)) == (859_520_964, 83_653_863)
+
+    def test_noise_is_found_as_by_an_implementation_of_its_own(self, checkpoint):
+        rng, reference = torch.Generator().manual_seed(0), stable.Reference(stable.weights()["unet"], 1e-5)
+        x, words, t = (
+            torch.randn(2, 4, 8, 12, generator=rng),
+            torch.randn(2, 5, 12, generator=rng),
+            torch.tensor([7, 900]),
+        )
+        with torch.no_grad():
+            found = stable_diffusion.StableDiffusion(checkpoint).unet(x, t, words)
+        expected = torch.stack([reference.noise(*one) for one in zip(x, t.tolist(), words, strict=True)])
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
+
+    def test_latents_are_made_and_read_as_by_an_implementation_of_its_own(self, checkpoint):
+        rng, reference = torch.Generator().manual_seed(0), stable.Reference(stable.weights()["vae"], 1e-6)
+        image, small = torch.randn(1, 3, 16, 24, generator=rng), torch.randn(1, 4, 4, 6, generator=rng)
+        vae = stable_diffusion.StableDiffusion(checkpoint).vae
+        with torch.no_grad():
+            torch.testing.assert_close(vae.latents(image)[0], reference.encoded(image[0]), atol=1e-4, rtol=1e-3)
+            torch.testing.assert_close(vae.images(small)[0], reference.decoded(small[0]), atol=1e-4, rtol=1e-3)
+
+    def test_noise_grows_as_published(self):
+        signal = stable_diffusion.signals()
+        betas = [(0.00085**0.5 + k / 999 * (0.012**0.5 - 0.00085**0.5)) ** 2 for k in range(1000)]
+        assert signal[0] == pytest.approx(1 - betas[0]) and signal[999] == pytest.approx(np.prod(1 - np.array(betas)))
+
+
+@pytest.mark.component("checkpoint")
+class TestCheckpoint:
+    def test_sentences_become_images_offline_and_the_seed_decides(self, checkpoint):
+        model = stable_diffusion.StableDiffusion(checkpoint)
+        made = [model.images(["a b"], side=16, steps=2, seed=seed) for seed in (0, 0, 1)]
+        assert made[0].shape == (1, 3, 16, 16) and made[0].min() >= 0 and made[0].max() <= 1
+        assert torch.equal(made[0], made[1]) and not torch.equal(made[0], made[2])
+
+    def test_guidance_goes_away_from_the_empty_sentence(self, checkpoint):
+        model = stable_diffusion.StableDiffusion(checkpoint)
+        plain, told = (model.images(["a b"], 16, 2, guidance) for guidance in (0.0, 1.0))
+        assert torch.equal(plain, model.images([""], 16, 2, 5.0)) and not torch.equal(plain, told)
+
+    def test_older_names_of_the_autoencoder_are_the_same(self, checkpoint, tmp_path):
+        parts = stable.weights()
+        for new, old in (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")):
+            parts["vae"] = {
+                name.replace(f"attentions.0.{new}.", f"attentions.0.{old}."): tensor
+                for name, tensor in parts["vae"].items()
+            }
+        assert any("proj_attn" in name for name in parts["vae"])
+        one, other = (
+            stable_diffusion.StableDiffusion(folder).vae.state_dict()
+            for folder in (checkpoint, stable.write(tmp_path / "old", parts))
+        )
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+    @pytest.mark.parametrize("lost", ["mid_block.resnets.1.conv2.bias", "up_blocks.2.attentions.0.proj_in.weight"])
+    def test_a_missing_weight_is_named(self, tmp_path, lost):
+        parts = stable.weights()
+        del parts["unet"][lost]
+        with pytest.raises(MedcookError, match=rf"unet: this part .*{lost}"):
+            stable_diffusion.StableDiffusion(stable.write(tmp_path / "short", parts))
+
+    def test_damaged_folders_are_refused(self, tmp_path):
+        folder = stable.write(tmp_path / "broken")
+        weights = folder / "vae" / stable.FILE
+        weights.write_bytes(weights.read_bytes()[:500])
+        with pytest.raises(MedcookError, match="vae: this part of the checkpoint cannot be read"):
+            stable_diffusion.StableDiffusion(folder)
+        with pytest.raises(MedcookError, match="unet: this part"):
+            stable_diffusion.StableDiffusion(tmp_path)
+
+    def test_a_later_version_is_refused(self, tmp_path):
+        folder = stable.write(tmp_path / "later")
+        config = folder / "unet" / "config.json"
+        config.write_text(config.read_text().replace('"attention_head_dim": 2', '"attention_head_dim": [2, 4, 4]'))
+        with pytest.raises(MedcookError, match="Stable Diffusion 2 or later"):
+            stable_diffusion.StableDiffusion(folder)
