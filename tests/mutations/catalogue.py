@@ -131,6 +131,24 @@ CORE = {
     ("data/sets/paxray.py", "data/sets/test_paxray.py"): PAXRAY,
     ("synthesis.py", "test_synthesis.py"): SYNTHESIS,
     ("language.py", "test_language.py"): LANGUAGE,
+    ("networks/flair.py", "networks/test_flair_network.py"): [
+        ("LAYERS = (1, 2, -1)", "LAYERS = (0, 2, -1)"),
+        ("scale = max(found.shape[1:]) / side", "scale = min(found.shape[1:]) / side"),
+    ],
+    ("networks/medal_s.py", "networks/test_medal_s_network.py"): [
+        ("tokens + places, tokens, need_weights", "tokens + places, tokens + places, need_weights"),
+        ("self.linear2(self.linear1(self.norm3(queries)).relu())", "self.linear2(self.linear1(queries).relu())"),
+        ("there.sum(1).clamp_min(1e-9)", "mask.shape[1]"),
+    ],
+    ("networks/stable_diffusion.py", "recipes/synthesis/test_roentgen.py"): [
+        ("[angles.cos(), angles.sin()]", "[angles.sin(), angles.cos()]"),
+        ("noise = untold + guidance * (told - untold)", "noise = told"),
+        ("value * F.gelu(gate)", "gate * F.gelu(value)"),
+    ],
+    ("networks/latents.py", "recipes/synthesis/test_roentgen.py"): [
+        ("F.pad(x, (0, 1, 0, 1))", "F.pad(x, (1, 0, 1, 0))"),
+        ("return SCALE * self.quant_conv", "return self.quant_conv"),
+    ],
     ("language_figures.py", "test_language_figures.py"): [("stacked - stacked.mean(0)", "stacked")],
     ("projections.py", "test_projections.py"): PROJECTIONS,
     ("metrics.py", "test_metrics.py"): METRICS,
