@@ -163,3 +163,165 @@ for name, reports in (("three reports", ("a", "b", "c")), ("two of them the same
     mixed = _reading.pairs(corners, corners.roll(1, 0), reports)
     print(f"{name:20}: loss of matched pairs {matched:.2f}, of mixed up ones {mixed:.2f}")
 print(_reports.facts_of("Inactive TB scars LUL, new cavity in the right upper lobe"))
+
+# %% [markdown]
+# ## What the hospitals wrote
+# The X-rays of Montgomery and Shenzhen came with a radiologist's own words on every patient, in two styles. What they
+# state is found by words, without any model: on which side, in which field, what.
+
+# %%
+corpus = task.dataset
+reports = _reports.reports_of(task.data)
+trained_on = [case for patient in task.data.split.train for case in task.data.patients[patient] if case in reports]
+facts = pd.DataFrame(
+    [
+        {name: ", ".join(sorted(found)) for name, found in _reports.facts_of(reports[case])._asdict().items()}
+        | {"report": reports[case]}
+        for case in trained_on
+    ],
+    index=trained_on,
+)
+print(len(facts), "training patients with a report,", facts["report"].nunique(), "different ones")
+several = facts[facts["report"].str.len() < 160].drop_duplicates("report")
+several.sample(min(6, len(several)), random_state=1)
+
+# %% [markdown]
+# ## Ablation: what is a report worth?
+# The same encoder with a tenth of the labels, after reading reports, after reading reports that belong to other
+# patients, and without reading; and without reading, but with all labels.
+
+# %%
+display(teaching.evidence_table("convirt"))
+teaching.verdict_table("convirt")
+
+# %% [markdown]
+# ## Successes and failures
+# Full descriptions of single findings, on validation patients: the ones that are answered best and worst.
+
+# %%
+scored = []
+for number, one in enumerate(shown.labels):
+    there = [value for value in one.unique().tolist() if value]
+    asked = [Question(spoken.name(value), (value,)) for value in there]
+    for answer in language_figures.answered(method, nets, shown.images[number], one, asked):
+        mask = answer.answer > 0.5
+        scored.append((2 * (mask & answer.truth).sum() / max(1, mask.sum() + answer.truth.sum()), len(scored), answer))
+scored.sort()
+language_figures.answers_figure(
+    [[answer for *_, answer in scored[-5:]], [answer for *_, answer in scored[:5]]], task.data.manifest
+)
+
+# %% [markdown]
+# Most failures are answers about another finding of the same kind, or about two at once.
+#
+# ## All of them, side by side
+# Squares: over the comparator. Circles: over itself without its idea. Three seeds or draws, the last checkpoint.
+
+# %%
+ids = teaching.measured("11_language")
+summaries = [teaching.need_summary(paper) for paper in ids]
+comparison.forest(summaries)
+
+# %%
+print(comparison.tally(summaries))
+
+# %% [markdown]
+# Every arm's mean, of all recipes of the chapter.
+
+# %%
+comparison.every_arm(summaries)
+
+# %% [markdown]
+# **How to read it.**
+#
+# TEXT
+#
+# ## All papers of the chapter
+
+# %%
+display(teaching.chapter_papers("11_language"))
+teaching.verdict_table(*ids)
+
+# %% [markdown]
+# **What differs from the papers.** Here words get their meaning from some hundred patients; there a text encoder has
+# read millions of sentences before, and knows words that the images never showed it. Findings are drawn into X-rays;
+# reports are real. **What is the same**: the mechanism, the images, steps and questions in all arms that are compared,
+# and that no test patient's report or mask teaches anything.
+#
+# **Four questions for a paper on language.** Does the answer change when the sentence does? Is it asked about what is
+# not there? Were the test sentences, or their words, in the training? And would the image alone, with a number for each
+# class, have done as well?
+#
+# ## Play with it
+# Choose an image and the words of a question, and see what is answered (in a live notebook).
+
+# %%
+few = shown if len(shown) <= 24 else replace(shown, images=shown.images[:24], labels=shown.labels[:24])
+choices = {
+    "kind": ("any", *_findings.KINDS),
+    "size": ("any", *_findings.SIZES),
+    "side": ("any", *_findings.SIDES),
+    "field": ("any", *_findings.FIELDS),
+}
+
+
+def ask(**words):
+    whole = len(words) == 4
+    sentence = spoken.full(_findings.Finding(**words), 0) if whole else spoken.some(**words)
+    return Question(sentence, _findings.matching(**words))
+
+
+widgets.question_explorer(method, nets, few, task.data.manifest, choices, ask)
+
+# %% [markdown]
+# ## Your turn
+# Three exercises. Each check tells you whether you are right, and hints where you are not.
+#
+# **1.** A sentence changes features. `np` is numpy.
+
+
+# %% tags=["exercise", "exercise-modulate"]
+def modulate(maps, scale, shift):
+    """Maps (C, H, W) of which channel c is scaled by 1 + scale[c] and shifted by shift[c], both (C,)."""
+    raise NotImplementedError
+
+
+# %%
+check("11/modulate", modulate)
+
+# %% [markdown]
+# **2.** Images and reports find each other.
+
+
+# %% tags=["exercise", "exercise-contrast"]
+def contrast(similarity):
+    """The loss of a batch: similarity (B, B) of image b (row) and report c (column); the pairs are on the diagonal.
+
+    The mean of two cross-entropies: of its own report among all, for each image, and of its own image, for each report.
+    """
+    raise NotImplementedError
+
+
+# %%
+check("11/contrast", contrast)
+
+# %% [markdown]
+# **3.** Has it found the right one?
+
+
+# %% tags=["exercise", "exercise-hit"]
+def hit(one, other):
+    """Whether two boxes share at least half of their union; (top, left, bottom, right), the last two exclusive."""
+    raise NotImplementedError
+
+
+# %%
+check("11/hit", hit)
+
+# %% [markdown]
+# ## What to read next
+# - Radford et al.: *Learning transferable visual models from natural language supervision* (ICML 2021).
+# - Lüddecke and Ecker: *Image segmentation using text and image prompts* (CVPR 2022).
+# - Perez et al.: *FiLM: visual reasoning with a general conditioning layer* (AAAI 2018).
+# - Zhao et al.: *A foundation model for joint segmentation, detection and recognition of biomedical objects across nine
+#   modalities* (Nature Methods 2025).

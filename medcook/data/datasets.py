@@ -29,6 +29,7 @@ READERS = {
     "medshapenet": "medcook.data.sets.medshapenet:MedShapeNet",
     "openkbp": "medcook.data.sets.openkbp:OpenKbp",
     "paxray": "medcook.data.sets.paxray:PaxRay",
+    "rexgroundingct": "medcook.data.sets.rexgroundingct:ReXGroundingCT",
     "totalsegmentator": "medcook.data.sets.totalsegmentator:TotalSegmentator",
 }
 """The reader named in a manifest, and the class behind it (imported when first needed)."""

@@ -10,7 +10,7 @@ from medcook.paths import MANIFESTS
 
 NAMES = [
     *("acdc", "bubil", "cads", "chest_xray", "chexmask_u", "embedded", "fairseg", "hippocampus", "kits21"),
-    *("medshapenet", "openkbp", "paxray", "totalsegmentator"),
+    *("medshapenet", "openkbp", "paxray", "rexgroundingct", "totalsegmentator"),
 ]
 
 

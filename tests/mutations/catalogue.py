@@ -110,6 +110,11 @@ SYNTHESIS = [
     ("self.labels = torch.cat([self.labels, labels])", "self.labels = torch.cat([labels, self.labels])"),
     ("saved = state[prefix + name]", "saved = getattr(self, name)"),
 ]
+REXGROUNDINGCT = [
+    ("if entry.part == self.sides[entry.patient]:", "if True:"),
+    ("return tuple(values[str(number)] for number in range(len(values)))", "return tuple(values.values())"),
+    ("label[masks[number]] = value or IGNORE", "label[masks[number] & (label == 0)] = value or IGNORE"),
+]
 LANGUAGE = [
     ("src_key_padding_mask=empty", "src_key_padding_mask=None"),
     ("self.words(rows) + self.places[: rows.shape[1]]", "self.words(rows)"),
@@ -129,6 +134,7 @@ PROJECTIONS = [
 ]
 CORE = {
     ("data/sets/paxray.py", "data/sets/test_paxray.py"): PAXRAY,
+    ("data/sets/rexgroundingct.py", "data/sets/test_rexgroundingct.py"): REXGROUNDINGCT,
     ("synthesis.py", "test_synthesis.py"): SYNTHESIS,
     ("language.py", "test_language.py"): LANGUAGE,
     ("networks/flair.py", "networks/test_flair_network.py"): [

@@ -404,6 +404,10 @@ RECIPES = {
         ("(label == value_of(finding)).any()", "False"),
         ("if value not in there)\n        value = one_of", ")\n        value = one_of"),
     ],
+    "language/rexgroundingct": [
+        ("key=rank.get)[:most]", "key=rank.get)"),
+        ("masks[:, kinds_of(sentence)].amax(1)", "masks[:, kinds_of(sentence)[0]]"),
+    ],
     "language/_reports": [
         ("frozenset, (sides, fields, signs)", "frozenset, (sides & set(), fields, signs)"),
         (" | {side for side, _ in lobes}", ""),

@@ -217,7 +217,7 @@ class Spoken:
 
     def ask(self, there: tuple[int, ...], group: int | None, absent: bool) -> Question:
         others = tuple(value for value in range(1, len(FINDINGS) + 1) if value not in there)
-        value = one_of(others if absent or not there else there)
+        value = one_of(others if others and (absent or not there) else there)
         finding = FINDINGS[value - 1]
         if float(torch.rand(())) < self.several:
             words = {name: getattr(finding, name) for name in PARTS[one_of(tuple(range(len(PARTS))))]}
@@ -287,7 +287,7 @@ def measures(answer: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     shared, total = (mask & truth).sum(), mask.sum() + truth.sum()
     values = {"rejected": float(not mask.any()), "highest": float(answer.max())}
     if not truth.any():
-        return values
+        return values | dict.fromkeys(("dice", "iou", "hit", "pointed"), float("nan"))
     return values | {
         "dice": float(2 * shared / total),
         "iou": float(shared / (total - shared)),

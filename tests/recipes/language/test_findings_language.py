@@ -99,6 +99,8 @@ def test_an_absent_one_is_none_of_those_that_are_there():
     spoken = Spoken(several=0.0)
     asked = [spoken.ask((1, 2), None, absent=True) for _ in range(50)]
     assert all(len(question.values) == 1 and question.values[0] not in (1, 2) for question in asked)
+    everything = tuple(range(1, 37))
+    assert spoken.ask(everything, None, absent=True).values[0] in everything, "nothing is absent"
 
 
 def test_boxes():
@@ -140,5 +142,5 @@ def test_who_knows_is_right_and_who_says_the_opposite_is_wrong(right):
     for sort in ("one", "several"):
         assert [rows[sort][name] for name in ("dice", "iou", "pointed")] == [float(right)] * 3
         assert rows[sort]["rejected"] == 0
-    assert rows["absent"]["rejected"] == float(right) and "dice" not in rows["absent"]
+    assert rows["absent"]["rejected"] == float(right) and np.isnan(rows["absent"]["dice"])
     assert rows["one"]["hit"] == float(right)
