@@ -137,10 +137,6 @@ CORE = {
     ("data/sets/rexgroundingct.py", "data/sets/test_rexgroundingct.py"): REXGROUNDINGCT,
     ("synthesis.py", "test_synthesis.py"): SYNTHESIS,
     ("language.py", "test_language.py"): LANGUAGE,
-    ("networks/flair.py", "networks/test_flair_network.py"): [
-        ("LAYERS = (1, 2, -1)", "LAYERS = (0, 2, -1)"),
-        ("scale = max(found.shape[1:]) / side", "scale = min(found.shape[1:]) / side"),
-    ],
     ("networks/medal_s.py", "networks/test_medal_s_network.py"): [
         ("tokens + places, tokens, need_weights", "tokens + places, tokens + places, need_weights"),
         ("self.linear2(self.linear1(self.norm3(queries)).relu())", "self.linear2(self.linear1(queries).relu())"),
