@@ -96,11 +96,10 @@ NAMES = (
     *("right ventricle of the heart", "myocardium of the left ventricle", "left ventricle of the heart"),
     *("anterior hippocampus", "posterior hippocampus"),
     *("brainstem", "spinal cord", "right parotid gland", "left parotid gland", "esophagus", "larynx", "mandible"),
-    *("", "", ""),
     *("lungs", "cell"),
 )
-"""How the structures of `NAMED` are asked for, by label value. Nobody asks for the volumes that a plan irradiates."""
-SETS = (0, 0, 0, 1, 1, *(2,) * 10, 3, 4)
+"""How the structures of `NAMED` are asked for, by label value."""
+SETS = (0, 0, 0, 1, 1, *(2,) * 7, 3, 4)
 """The set that each name is from."""
 EVERYTHING = Names(NAMES, SETS, partial=(2,))
 """In openkbp, what is not drawn may be there."""
@@ -125,6 +124,8 @@ def named_rows(fitted, case: Case) -> list[dict]:
     task, method = fitted.task, fitted.method
     drawn = case.attributes.get("annotated", own_values(task, case))
     values = [value for value in drawn if value in task.structures and EVERYTHING.plain(value)]
+    if not values:
+        return []
     masks = asked_for(fitted, case, tuple(values)) if isinstance(method, Told) else predicted(fitted, case, values)
     rows = []
     for value in values:
