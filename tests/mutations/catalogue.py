@@ -115,6 +115,30 @@ REXGROUNDINGCT = [
     ("return tuple(values[str(number)] for number in range(len(values)))", "return tuple(values.values())"),
     ("label[masks[number]] = value or IGNORE", "label[masks[number] & (label == 0)] = value or IGNORE"),
 ]
+NCL_SM = [
+    ("bool(2 * inside[role][number] > area[number])", "bool(inside[role][number])"),
+    ("np.flatnonzero(area > SMALLEST)", "np.flatnonzero(area >= SMALLEST)"),
+]
+CACTUS = [
+    ("match[2].upper() if match else view", "match[0] if match else view"),
+    ('shown = table["view"].to_numpy() != VIEWS[0]', 'shown = table["view"].to_numpy() != ""'),
+]
+MEDTRINITY = [
+    ("np.full(shape, 0 if boxes else IGNORE, np.uint8)", "np.full(shape, 0, np.uint8)"),
+    ("(not inside.size or inside.mean() < 0.1)", "True"),
+]
+CHEST_IMAGENOME = [
+    ("np.argsort(-np.prod(", "np.argsort(np.prod("),
+    ('if same != here.partition("_")[2]:', "if False:"),
+]
+CHESTXRAY8 = [
+    ('own if over == "found" else own +', "own +"),
+    ("np.full(shape, 0 if boxes else IGNORE, np.uint8)", "np.zeros(shape, np.uint8)"),
+]
+RADGENOME_CT = [
+    ('(("structure", "anatomy", place), ("region"', '(("structure", "region", region), ("region"'),
+    ("label[read_mask(path, label.shape)] = value", "label[read_mask(path, label.shape) & (label == 0)] = value"),
+]
 LANGUAGE = [
     ("src_key_padding_mask=empty", "src_key_padding_mask=None"),
     ("self.words(rows) + self.places[: rows.shape[1]]", "self.words(rows)"),
@@ -134,6 +158,12 @@ PROJECTIONS = [
 ]
 CORE = {
     ("data/sets/paxray.py", "data/sets/test_paxray.py"): PAXRAY,
+    ("data/sets/ncl_sm.py", "data/sets/test_ncl_sm.py"): NCL_SM,
+    ("data/sets/cactus.py", "data/sets/test_cactus.py"): CACTUS,
+    ("data/sets/medtrinity.py", "data/sets/test_medtrinity.py"): MEDTRINITY,
+    ("data/sets/chest_imagenome.py", "data/sets/test_chest_imagenome.py"): CHEST_IMAGENOME,
+    ("data/sets/chestxray8.py", "data/sets/test_chestxray8.py"): CHESTXRAY8,
+    ("data/sets/radgenome_ct.py", "data/sets/test_radgenome_ct.py"): RADGENOME_CT,
     ("data/sets/rexgroundingct.py", "data/sets/test_rexgroundingct.py"): REXGROUNDINGCT,
     ("synthesis.py", "test_synthesis.py"): SYNTHESIS,
     ("language.py", "test_language.py"): LANGUAGE,
