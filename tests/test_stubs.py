@@ -15,9 +15,9 @@ from medcook.papers import Facts, find_row, load_ledger, status
 
 
 @pytest.fixture
-def sat(tmp_path):
+def begun(tmp_path):
     """(recipe's path, test's path) of stubs in an empty tree."""
-    return stubs.write_stubs(find_row("sat"), tmp_path)
+    return stubs.write_stubs(find_row("vae-lung"), tmp_path)
 
 
 def loaded(path):
@@ -31,10 +31,10 @@ def loaded(path):
     return module
 
 
-def test_they_lie_where_recipe_and_test_belong(sat, tmp_path):
-    names = [str(path.relative_to(tmp_path)) for path in sat]
-    assert names == ["medcook/recipes/language/sat.py", "tests/recipes/language/test_sat.py"]
-    assert (tmp_path / "medcook/recipes/language/__init__.py").exists()
+def test_they_lie_where_recipe_and_test_belong(begun, tmp_path):
+    names = [str(path.relative_to(tmp_path)) for path in begun]
+    assert names == ["medcook/recipes/findings/vae_lung.py", "tests/recipes/findings/test_vae_lung.py"]
+    assert (tmp_path / "medcook/recipes/findings/__init__.py").exists()
 
 
 def test_the_stubs_of_every_paper_pass_the_linter(tmp_path):
@@ -51,33 +51,33 @@ def test_the_stubs_of_every_paper_pass_the_linter(tmp_path):
         assert done.returncode == 0, done.stdout
 
 
-def test_the_recipe_imports_and_says_what_is_missing(sat):
-    module = loaded(sat[0])
+def test_the_recipe_imports_and_says_what_is_missing(begun):
+    module = loaded(begun[0])
     recipe = module.recipe
-    assert recipe.paper == "sat" and recipe.arms.keys() >= {*recipe.compare, *recipe.ablation}
+    assert recipe.paper == "vae-lung" and recipe.arms.keys() >= {*recipe.compare, *recipe.ablation}
     nets = torch.nn.ModuleDict()
-    with pytest.raises(MedcookError, match="sat is not written yet. Write its training step"):
+    with pytest.raises(MedcookError, match="vae-lung is not written yet. Write its training step"):
         recipe.arms["method"].method.training_step(nets, None, None, Moment(0, 1))
 
 
-@pytest.mark.parametrize("paper", ["sat", "aeropath", "lsms"])
+@pytest.mark.parametrize("paper", ["vae-lung", "aeropath", "sam-vmnet"])
 def test_a_stub_counts_for_nothing(tmp_path, paper):
     row = find_row(paper)
     recipe = loaded(stubs.write_stubs(row, tmp_path)[0]).recipe
     assert status(row, Facts(recipe)) == status(row, Facts()) == "missing"
 
 
-def test_the_test_fails_until_it_is_written(sat):
-    with pytest.raises(pytest.fail.Exception, match="sat is not tested yet"):
-        loaded(sat[1]).test_what_carries_the_claim()
+def test_the_test_fails_until_it_is_written(begun):
+    with pytest.raises(pytest.fail.Exception, match="vae-lung is not tested yet"):
+        loaded(begun[1]).test_what_carries_the_claim()
 
 
-def test_nothing_is_overwritten(sat, tmp_path):
-    sat[0].unlink()
-    sat[1].write_text("mine")
-    with pytest.raises(MedcookError, match="sat has been begun"):
-        stubs.write_stubs(find_row("sat"), tmp_path)
-    assert sat[1].read_text() == "mine" and not sat[0].exists()
+def test_nothing_is_overwritten(begun, tmp_path):
+    begun[0].unlink()
+    begun[1].write_text("mine")
+    with pytest.raises(MedcookError, match="vae-lung has been begun"):
+        stubs.write_stubs(find_row("vae-lung"), tmp_path)
+    assert begun[1].read_text() == "mine" and not begun[0].exists()
 
 
 def test_a_paper_with_a_recipe_is_not_begun_again(tmp_path):
@@ -104,12 +104,12 @@ def run(*arguments: str):
 def test_the_command_writes_and_says_what_comes_next(monkeypatch, tmp_path):
     monkeypatch.setattr(paths, "ROOT", tmp_path)
     monkeypatch.setattr(stubs.write_stubs, "__defaults__", (tmp_path,))
-    result = run("papers", "new", "sat")
+    result = run("papers", "new", "vae-lung")
     assert result.exit_code == 0
-    assert "written: medcook/recipes/language/sat.py" in result.output
-    assert "medcook reproduce sat --profile full" in result.output and "evidence with an ablation" in result.output
-    again = run("papers", "new", "sat")
-    assert again.exit_code == 1 and "sat has been begun" in again.stderr
+    assert "written: medcook/recipes/findings/vae_lung.py" in result.output
+    assert "medcook reproduce vae-lung --profile full" in result.output and "evidence with an ablation" in result.output
+    again = run("papers", "new", "vae-lung")
+    assert again.exit_code == 1 and "vae-lung has been begun" in again.stderr
 
 
 def test_an_unknown_paper_gets_one_sentence_with_the_nearest_ones():
