@@ -167,7 +167,7 @@ CORE = {
     ("data/sets/rexgroundingct.py", "data/sets/test_rexgroundingct.py"): REXGROUNDINGCT,
     ("synthesis.py", "test_synthesis.py"): SYNTHESIS,
     ("language.py", "test_language.py"): LANGUAGE,
-    ("networks/medal_s.py", "networks/test_medal_s_network.py"): [
+    ("networks/medal_s.py", "recipes/language/test_medal_s.py"): [
         ("tokens + places, tokens, need_weights", "tokens + places, tokens + places, need_weights"),
         ("self.linear2(self.linear1(self.norm3(queries)).relu())", "self.linear2(self.linear1(queries).relu())"),
         ("there.sum(1).clamp_min(1e-9)", "mask.shape[1]"),

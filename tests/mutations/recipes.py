@@ -404,6 +404,37 @@ RECIPES = {
         ("(label == value_of(finding)).any()", "False"),
         ("if value not in there)\n        value = one_of", ")\n        value = one_of"),
     ],
+    "language/sat": [
+        ("if now.step == 0:", "if now.step == 1:"),
+        ("found = model(labelled.images[mine], number)", "found = model(labelled.images[mine], first)"),
+    ],
+    "language/medvlsm": [
+        ("self.film(self.reduce[3](maps[3]), self.text(sentences))", "self.reduce[3](maps[3])"),
+        ("prompt(name, wrong(words))", "prompt(name, words)"),
+    ],
+    "language/biomedparse": [
+        ("cell[0] = one_of(others)", "cell[0] = 1"),
+        ("p < LEVEL for _, p in false", "p >= LEVEL for _, p in false"),
+    ],
+    "language/medal_s": [
+        ("answer(rough * ~half), answer(rough * half)", "answer(rough * half), answer(rough * ~half)"),
+        (
+            "dotted(pixels if rough is None else self.bound(pixels, weights, rough), weights)",
+            "dotted(pixels, weights)",
+        ),
+    ],
+    "language/_queries": [
+        ("tgt_key_padding_mask=nobody)", "tgt_key_padding_mask=None)"),
+        ("(there | ~partial[:, None])", "(values > 0)"),
+    ],
+    "language/_knowledge": [
+        ("return pairs(text(left), text(right), owners)", "return pairs(text(left), text(right), left)"),
+    ],
+    "language/_attributes": [("('left', 'center', 'right')[across]", "('right', 'center', 'left')[across]")],
+    "language/_parsing": [
+        ("2 * np.minimum(below, 1 - below)", "below"),
+        ("(masks[other] & mask).sum() <= shared * mask.sum()", "True"),
+    ],
     "language/rexgroundingct": [
         ("key=rank.get)[:most]", "key=rank.get)"),
         ("masks[:, kinds_of(sentence)].amax(1)", "masks[:, kinds_of(sentence)[0]]"),
@@ -432,7 +463,11 @@ TESTED_BY = {
     "pretraining/_pyramid": "ssl_diversity",
     "pretraining/_stages": "joint_ssl_2d3d",
     "pretraining/_searching": "medimageinsight",
+    "language/_attributes": "medvlsm",
     "language/_findings": "findings_language",
+    "language/_knowledge": "sat",
+    "language/_parsing": "biomedparse",
+    "language/_queries": "sat",
     "language/_reading": "reports_of_radiologists",
     "language/_reports": "reports_of_radiologists",
     "synthesis/_bones": "bs_diff",

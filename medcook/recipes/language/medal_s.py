@@ -270,6 +270,18 @@ recipe = Recipe(
             "a second pass, in which every block is answered from the others, as in their inference; they repeat it "
             "with random halves of several sizes, here it is done once, on a chessboard. Column `first`: before it",
         ),
+        Component(
+            "architecture",
+            "implemented",
+            "theirs, of volumes, in `medcook.networks.medal_s`: 109 million weights of the network, and BioLORD as its "
+            "text encoder; tested against an implementation of its own. What is trained here is the small network",
+        ),
+        Component(
+            "checkpoint",
+            "implemented",
+            "both published files, of network and text encoder, by their names of weights; tested on small ones. The "
+            "published weights are not at hand, nor the words of BioLORD's tokenizer",
+        ),
         Component("hybrid mode", "implemented", "column `drawn`: rough masks come from the truth's blocks of 8 pixels"),
         Component("dynamic resampling", "absent", "slices of 64 x 64 are one patch"),
         Component("two stages at two resolutions", "absent", "there is one resolution"),
