@@ -232,9 +232,36 @@ print(comparison.tally(summaries))
 comparison.every_arm(summaries)
 
 # %% [markdown]
+# Findings by seed, which decides a lot here; names by data set; and, after reading reports, how far the facts in the
+# best-fitting report of a known patient are those of the X-ray's own.
+
+# %%
+for paper in ("lsms", "rexgroundingct"):
+    frame = evidence_frame(paper, "full")
+    display(frame.pivot_table(index="arm", columns="replicate", values="dice").round(2).rename_axis(columns=paper))
+frame = evidence_frame("sat", "full")
+display(frame.pivot_table(index="arm", columns="set", values="dice").round(2))
+evidence_frame("convirt", "full").groupby("arm")[["facts"]].mean().dropna().round(2)
+
+# %% [markdown]
 # **How to read it.**
 #
-# TEXT
+# - **Reports are worth labels.** With a tenth of the labels, reading reports first takes the AUC of tuberculosis from
+#   0.759 to 0.806; all labels without reading give 0.830. With shuffled reports it is 0.751, so what helps is that
+#   they belong to the images. All three draws agree, and 138 patients leave each interval over zero.
+# - **Split by what and where, a report points better.** Asked for the signs that a report names, a map of two streams
+#   tells on which side the radiologist saw them with an AUC of 0.615, of whole reports with 0.382. These are 32
+#   patients, and the interval is wide.
+# - **One network for all is behind one for each**: 0.691 and 0.762 with the same images and steps, most of it on cells
+#   and hippocampi; on hearts and lungs they are level. Facts about anatomy, told before, add nothing (0.708 without).
+#   None finds the small organs of head and neck within these steps.
+# - **When a network begins to listen is a matter of luck.** Told the same sentences, the same network is at a Dice of
+#   0.24, 0.62 and 0.52 in three runs: within some hundred steps it has, or has not yet, learnt to tell findings of a
+#   kind apart. So attention at several scales (0.498) over one scale (0.460) says little, nor do its strips over none.
+# - **Little drawn may be more.** Trained on sentences whose masks hold one instance only, single findings are answered
+#   better (0.573 after 0.425), and plurals worse: it is the shorter way to listening. Masks of categories alone give
+#   0.461, since they cannot part two findings of a kind.
+# MORE
 #
 # ## All papers of the chapter
 
