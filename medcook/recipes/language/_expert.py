@@ -1,5 +1,17 @@
 """What the signs of `_reports.SIGNS` look like in a chest X-ray, as a textbook would say it in short sentences."""
 
+NAMES = {
+    "normal": "normal lungs",
+    "tuberculosis": "pulmonary tuberculosis",
+    "cavity": "cavity",
+    "effusion": "pleural effusion",
+    "pleura": "pleural thickening",
+    "scars": "scars",
+    "infiltrate": "infiltrate",
+    "nodules": "nodules",
+    "calcified": "calcification",
+}
+"""What a sign is called."""
 DESCRIPTIONS = {
     "normal": (
         "both lungs are dark and clear",
