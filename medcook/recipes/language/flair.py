@@ -10,10 +10,10 @@ that have the same category, G_ij = 1, made to sum to 1 in each row,
   zero-shot     s v w_c', w_c the mean text over all descriptions of category c
   linear probe  the encoder stands still; one layer on its features, before the projection, learns from few labels
 
-Architecture and reader of the published checkpoint are in `_retina.py`; the weights themselves are not at hand. The
-claim is tested in miniature, on chest X-rays: categories are the signs that radiologists' reports state. On validation
-patients, with a draw of labels that is not scored, the AUC was 0.85, and 0.74 of the network that was trained in full;
-nothing else was looked at.
+Architecture and reader of the published checkpoint are in `medcook.networks.flair`; the weights themselves are not at
+hand. The claim is tested in miniature, on chest X-rays: categories are the signs that radiologists' reports state. On
+validation patients, with a draw of labels that is not scored, the AUC was 0.85, and 0.74 of the network that was
+trained in full; nothing else was looked at.
 """
 
 import math
@@ -29,12 +29,12 @@ from medcook.language import TextEncoder, one_of
 from medcook.methods import Batch, Moment
 from medcook.methods.classification import image_labels
 from medcook.methods.contrastive import HIGHEST_SCALE, contrast
+from medcook.networks.flair import Projection
 from medcook.precision import autocast
 from medcook.recipes.language._expert import DESCRIPTIONS, NAMES
 from medcook.recipes.language._kept import READING, Remembering, longer_scales
 from medcook.recipes.language._reading import Reader, Unread
 from medcook.recipes.language._reports import facts_of
-from medcook.recipes.language._retina import Projection
 from medcook.recipes.recipe import Arm, Component, Recipe
 from medcook.sampling import once, trained
 
@@ -165,9 +165,9 @@ recipe = Recipe(
         Component(
             "architecture",
             "implemented",
-            "ResNet-50, Bio_ClinicalBERT's architecture and both projections, in `_retina.py`, tested against an "
-            "implementation of its own. In the comparison SqueezeNet with ImageNet weights takes the ResNet's place, "
-            "and one transformer block from random weights that of the BERT; the projections are the same",
+            "ResNet-50, Bio_ClinicalBERT's architecture and both projections, in `medcook.networks.flair`, tested "
+            "against an implementation of its own. In the comparison SqueezeNet with ImageNet weights takes the "
+            "ResNet's place, and one transformer block from random weights the BERT's; the projections are the same",
         ),
         Component(
             "checkpoint",

@@ -15,11 +15,12 @@ from torch import Tensor
 from medcook.data import IGNORE
 from medcook.errors import MedcookError
 from medcook.methods import Batch, Moment
-from medcook.recipes.language import _retina, flair
+from medcook.networks import flair as published
+from medcook.networks.flair import Retina, load_flair, on_canvas
+from medcook.recipes.language import flair
 from medcook.recipes.language._expert import DESCRIPTIONS, NAMES
 from medcook.recipes.language._reading import BRAINS
 from medcook.recipes.language._reports import SIGNS
-from medcook.recipes.language._retina import Retina, load_flair, on_canvas
 from medcook.recipes.language.flair import CAPTION, CATEGORIES, Flair, category_of, described, probe_rows, recipe
 from medcook.sampling import trained
 from medcook.tasks import Budget
@@ -160,7 +161,7 @@ class TestArchitecture:
 
     def test_the_published_one_has_the_published_number_of_weights(self):
         with torch.device("meta"):
-            model = _retina.Flair()
+            model = published.Flair()
         count = lambda part: sum(p.numel() for p in part.parameters())  # noqa: E731
         assert count(model.vision) == 23_508_032  # ResNet-50 without its 1000 classes
         assert round(count(model.text) / 1e6) == 108 and count(model.to_space) == 512 * (2048 + 768)
