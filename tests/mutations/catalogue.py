@@ -167,6 +167,9 @@ CORE = {
     ("data/sets/rexgroundingct.py", "data/sets/test_rexgroundingct.py"): REXGROUNDINGCT,
     ("synthesis.py", "test_synthesis.py"): SYNTHESIS,
     ("language.py", "test_language.py"): LANGUAGE,
+    ("networks/flair.py", "recipes/language/test_flair.py"): [
+        ("torch.stack([states[1], states[2], states[-1]])", "torch.stack([states[0], states[1], states[-1]])"),
+    ],
     ("networks/medal_s.py", "recipes/language/test_medal_s.py"): [
         ("tokens + places, tokens, need_weights", "tokens + places, tokens + places, need_weights"),
         ("self.linear2(self.linear1(self.norm3(queries)).relu())", "self.linear2(self.linear1(queries).relu())"),

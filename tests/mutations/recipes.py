@@ -404,6 +404,28 @@ RECIPES = {
         ("(label == value_of(finding)).any()", "False"),
         ("if value not in there)\n        value = one_of", ")\n        value = one_of"),
     ],
+    "language/convirt": [
+        ("if self.shuffled:", "if False:"),
+        ("pairs(vectors, texts, said, self.heat, self.image_weight)", "pairs(vectors, texts, said, self.heat)"),
+    ],
+    "language/_kept": [
+        ("vectors.masked_fill(empty[..., None], -torch.inf)", "vectors"),
+        ("len(mine | theirs) if", "len(mine) if"),
+    ],
+    "language/medslip": [
+        ("(found[right].mean() - found[left].mean())", "(found[left].mean() - found[right].mean())"),
+    ],
+    "language/_streams": [
+        ("place = sides | fields or place", "place = sides | fields"),
+        ("return share * patches, (1 - share) * patches", "return patches, patches"),
+        ("masked_fill(pairs[own] != 0, -torch.inf)", "masked_fill(pairs[own] == 2, -torch.inf)"),
+    ],
+    "language/flair": [("one_of((NAMES[category], *DESCRIPTIONS[category]))", "NAMES[category]")],
+    "language/benchx": [("encoder_share=1.0, ", "")],
+    "language/_bench": [
+        ("read = (images.raters == IGNORE).flatten(1).all(1)", "read = (images.raters >= 0).flatten(1).all(1)"),
+        ("return max(range(len(values)), key=values.__getitem__)", "return 0"),
+    ],
     "language/sat": [
         ("if now.step == 0:", "if now.step == 1:"),
         ("found = model(labelled.images[mine], number)", "found = model(labelled.images[mine], first)"),
@@ -464,6 +486,9 @@ TESTED_BY = {
     "pretraining/_stages": "joint_ssl_2d3d",
     "pretraining/_searching": "medimageinsight",
     "language/_attributes": "medvlsm",
+    "language/_bench": "benchx",
+    "language/_kept": "convirt",
+    "language/_streams": "medslip",
     "language/_findings": "findings_language",
     "language/_knowledge": "sat",
     "language/_parsing": "biomedparse",

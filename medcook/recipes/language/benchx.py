@@ -9,8 +9,9 @@ the same encoder and as many steps, and are then tuned in one way:
   choice    from the same pre-trained weights two tunings start, at two rates; the one with the higher AUC on the
             validation patients predicts. Test patients choose nothing
 
-ConVIRT is of 2020, GLoRIA of 2021, MeDSLIP of 2024. `ConVIRT, as it was` is tuned as in its own recipe. Nothing was
-looked at before.
+ConVIRT is of 2020, GLoRIA of 2021, MeDSLIP of 2024. `ConVIRT, as it was` is tuned as in its own recipe. On validation
+patients, with a draw of labels that is not scored and rates that training patients chose, the AUC of ConVIRT was 0.84;
+nothing else was looked at.
 """
 
 from dataclasses import dataclass, replace
