@@ -42,7 +42,7 @@ from medcook.evidence import evidence_frame
 from medcook.exercises import check
 from medcook.language import Modulation, Question, TextEncoder, mask_loss, meant
 from medcook.profiles import resolve_profile
-from medcook.recipes.language import _findings, _reading, _reports, _settings
+from medcook.recipes.language import _findings, _queries, _reading, _reports, _settings, _streams, medal_s
 from medcook.training import fit
 
 profile = resolve_profile(PROFILE)
@@ -164,6 +164,34 @@ for name, reports in (("three reports", ("a", "b", "c")), ("two of them the same
     mixed = _reading.pairs(corners, corners.roll(1, 0), reports)
     print(f"{name:20}: loss of matched pairs {matched:.2f}, of mixed up ones {mixed:.2f}")
 print(_reports.facts_of("Inactive TB scars LUL, new cavity in the right upper lobe"))
+
+# %% [markdown]
+# **What, and where.** *MeDSLIP* (Fan et al. 2024) takes a report apart: each sign belongs to places, and an image is
+# asked in two streams, one for signs and one for places. What a report leaves open stays open.
+
+# %%
+teaching.show_code(_streams.parts_of, _streams.stated)
+
+# %% tags=["nbval-check-output", "mechanism"]
+report = "Left pleurisy, cavity in the upper field"
+for signs, places in _streams.parts_of(report):
+    print(" and ".join(sorted(signs)), "in:", ", ".join(sorted(places)))
+said = _streams.stated((report, "normal"))
+for text, row in zip((report, "normal"), said.signs.tolist(), strict=True):
+    print(f"{text:42}", dict(zip(_streams.PATHOLOGIES, row, strict=True)))
+
+# %% [markdown]
+# **All names at once.** In *SAT* (Zhao et al. 2025) and *Medal S* each name becomes a vector, after it has asked the
+# image, and its mask is the product of this vector with the features of every pixel. Further names cost nearly nothing.
+
+# %%
+teaching.show_code(_queries.dotted, medal_s.SpatialUNet.bound)
+
+# %% tags=["nbval-check-output", "mechanism"]
+pixels = torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 1.0]]).view(1, 2, 1, 3)
+names = torch.tensor([[[2.0, 0.0, -1.0], [0.0, 2.0, -1.0], [2.0, 2.0, -2.0]]])  # two weights and a bias each
+for name, mask in zip(("one", "another", "both together"), _queries.dotted(pixels, names)[0, :, 0] > 0, strict=True):
+    print(f"{name:14} of three pixels: {mask.int().tolist()}")
 
 # %% [markdown]
 # ## What the hospitals wrote

@@ -107,7 +107,9 @@ class ImageText(nn.Module):
         super().__init__()
         first = nn.Conv2d(inputs, channels[0], 5, stride=2, padding=2, bias=False)
         self.stem = nn.Sequential(first, nn.BatchNorm2d(channels[0]), nn.ReLU())
-        self.down = nn.ModuleList(DoubleConv(i, o, 2) for i, o in zip(channels, channels[1:], strict=False))
+        self.near = DoubleConv(channels[0], channels[1], 2)
+        last = nn.Conv2d(channels[1], channels[2], 1, bias=False)
+        self.last = nn.Sequential(last, nn.BatchNorm2d(channels[2]), nn.ReLU())
         self.wide = nn.Conv2d(channels[-1], cells, 1)
         self.places = nn.Parameter(0.02 * torch.randn(1, cells, 16, 16))
         self.mix = nn.Sequential(nn.ReLU(), nn.Conv2d(cells, cells, 1), nn.ReLU())
@@ -115,9 +117,8 @@ class ImageText(nn.Module):
         self.text, self.hear = TextEncoder(width), Projector(width, width, width)
 
     def maps(self, images: Tensor) -> Tensor:
-        """(B, channels[-1], H / 4, W / 4): features that do not know their place yet."""
-        x = self.down[0](self.stem(images))
-        return self.down[1](F.max_pool2d(x, 2))
+        """(B, channels[-1], H / 4, W / 4): features that do not know their place yet, each of 15 x 15 pixels."""
+        return self.last(F.max_pool2d(self.near(self.stem(images)), 2))
 
     def cells(self, maps: Tensor) -> Tensor:
         """(B, cells, H / 4, W / 4): features that know it."""
