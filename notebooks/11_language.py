@@ -241,7 +241,8 @@ language_figures.answers_figure(
 )
 
 # %% [markdown]
-# Most failures are answers about another finding of the same kind, or about two at once.
+# Cavities with clear edges are found exactly. Small findings are missed, patches above all, which hardly differ from
+# the ribs behind them: then nothing is answered, or another spot.
 #
 # ## All of them, side by side
 # Squares: over the comparator. Circles: over itself without its idea. Three seeds or draws, the last checkpoint.

@@ -14,6 +14,7 @@ WIDGETS = {
     "07_fairness": "threshold",
     "08_architectures": "image",
     "09_volumes": "slice",
+    "11_language": "kind",
     "12_imperfect_labels": "amount",
     "13_pretraining": "slice",
     "14_domain_shift": "noise",
