@@ -426,6 +426,42 @@ RECIPES = {
         ("read = (images.raters == IGNORE).flatten(1).all(1)", "read = (images.raters >= 0).flatten(1).all(1)"),
         ("return max(range(len(values)), key=values.__getitem__)", "return 0"),
     ],
+    "language/lsms": [
+        ("return self.mix(found) * x", "return self.mix(found)"),
+        ("seen = self.everything(torch.cat(tokens, dim=1))", "seen = torch.cat(tokens, dim=1)"),
+    ],
+    "language/pathvg": [
+        (
+            "said = [estranged(sentence, self.hide) for sentence in sentences] if self.training else sentences",
+            "said = sentences",
+        ),
+        (
+            "facts = [facts_about(sentence) if self.knowledge else () for sentence in sentences]",
+            "facts = [facts_about(sentence) for sentence in sentences]",
+        ),
+    ],
+    "language/_terms": [("one_of(IMPLICIT[word]) if", "UNHEARD[word] if")],
+    "language/structuralglip": [
+        ("of_places = (of_places + before) / 2", "pass"),
+        (
+            "told = similar.masked_fill(~heard[:, None, None], -torch.inf).softmax(3)",
+            "told = similar.masked_fill(empty[:, None, None], -torch.inf).softmax(3)",
+        ),
+    ],
+    "language/_described": [
+        ("known = [each for each in CATEGORIES if each not in HELD_OUT]", "known = list(CATEGORIES)"),
+    ],
+    "language/_boxes": [
+        ("free.pop(int(np.argmax(overlaps)))", "pass"),
+        ("np.maximum.accumulate((right", "np.copy((right"),
+    ],
+    "language/med_glip": [
+        ("found | torch.isin(regions.long() + REGION, values)", "found | torch.isin(regions.long(), values)"),
+        (
+            "others = F.binary_cross_entropy_with_logits(scores[~own], truth[~own].float())",
+            "others = F.binary_cross_entropy_with_logits(scores[own], truth[own].float())",
+        ),
+    ],
     "language/sat": [
         ("if now.step == 0:", "if now.step == 1:"),
         ("found = model(labelled.images[mine], number)", "found = model(labelled.images[mine], first)"),
@@ -486,6 +522,9 @@ TESTED_BY = {
     "pretraining/_stages": "joint_ssl_2d3d",
     "pretraining/_searching": "medimageinsight",
     "language/_attributes": "medvlsm",
+    "language/_boxes": "structuralglip",
+    "language/_described": "structuralglip",
+    "language/_terms": "pathvg",
     "language/_bench": "benchx",
     "language/_kept": "convirt",
     "language/_streams": "medslip",

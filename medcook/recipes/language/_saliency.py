@@ -163,11 +163,10 @@ def dhn_nce(similarity: Tensor, same: Tensor, hard: float) -> Tensor:
     losses = []
     for each in (similarity, similarity.T):
         some = (~same).any(1)
-        negative = each[some].masked_fill(same[some], -torch.inf)
-        if len(negative):
+        if some.any():
             weight = (hard * each[some]).masked_fill(same[some], -torch.inf).log_softmax(1)
             many = (~same)[some].sum(1, keepdim=True).log()
-            losses.append((negative + weight + many).logsumexp(1) - each.diag()[some])
+            losses.append((each[some] + weight + many).logsumexp(1) - each.diag()[some])
     return torch.cat(losses).mean() if losses else 0.0 * similarity.sum()
 
 

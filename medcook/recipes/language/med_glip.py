@@ -120,10 +120,12 @@ class MedGLIP(ToldOfFindings):
 
     hierarchy  the share of phrases that name a region of the lungs; 0: findings alone
     contrast   weight of the alignment of phrases with the images that they were not asked about
+    each       small regions count beside large ones, see `medcook.language.mask_loss`
     """
 
     hierarchy: float = 0.4
     contrast: float = 1.0
+    each: bool = True
 
     trial = HierarchyTask("embedded", versions=1)
 
@@ -218,7 +220,10 @@ recipe = Recipe(
         Component(
             "better than other grounding models",
             "simplified",
-            "against the chapter's baseline. Nothing was looked at before",
+            "against the chapter's baseline. What was looked at, in one seed that is not scored, on validation images "
+            "and after 500 steps: Dice of findings, 0.10 as long as all images of a batch shared one Dice, in which "
+            "lungs outweigh findings; so each has its own here and in the ablation, and it was 0.62, without hierarchy "
+            "0.43. The baseline's own setting stayed",
         ),
         Component("zero-shot grounding and fine-tuning across data sets", "absent", "one data set"),
         Component("visual question answering and report generation", "absent", "nothing here answers in words"),

@@ -136,14 +136,18 @@ recipe = Recipe(
         Component(
             "fine-tuned BiomedCLIP",
             "simplified",
-            "no such model is at hand: a convolutional encoder and a text encoder of one block, 0.2 million "
-            "parameters, learn from nothing, 630 steps of 24 images. The captions are descriptions of one finding "
-            "that is drawn into each X-ray; of the masks nothing is used but which finding it is",
+            "no such model is at hand: a convolutional encoder and a text encoder of one block learn from nothing, "
+            "630 steps of 24 images. The captions are descriptions of one large finding that is drawn into each "
+            "X-ray; of the masks nothing is used but which finding it is. With several findings in an image, of every "
+            "size, 400 steps taught little; with a mean over the image in place of the maximum, nothing. How far a "
+            "cell of the last features sees was decided on 48 validation images, seed 7: with 15 pixels the "
+            "saliency's peak was in the finding in 0.73 of them, with 31 in 0.08, and the Dice of DHN-NCE's masks was "
+            "0.60 and 0.23",
         ),
         Component(
             "gScoreCAM",
             "implemented",
-            "10 of 96 channels, a tenth as there, of the last features before the mean over the image",
+            "10 of 96 channels, a tenth as there, of the last features before the maximum over the image",
         ),
         Component(
             "conditional random field",

@@ -80,12 +80,12 @@ class MedClipSamV2(FromCaptions):
     """Saliency by the multi-modal information bottleneck, cut by two clusters.
 
     text     False: the image's own vector takes the place of the sentence's
-    weight   of compression;   looks: steps in which the bottleneck learns, for each question
+    weight   of compression, 0: none;   looks: steps in which the bottleneck learns, for each question
     cycles   of the rate of weak supervision: so many networks answer together
     """
 
     text: bool = True
-    weight: float = 0.1
+    weight: float = 1.0
     looks: int = 10
     cycles: int = 3
 
@@ -148,14 +148,17 @@ recipe = Recipe(
     arms={
         "medclip-sam": Arm(MedClipSam()),
         "medclip-samv2": Arm(MedClipSamV2()),
-        "image alone": Arm(MedClipSamV2(text=False)),
+        "without compression": Arm(MedClipSamV2(weight=0.0)),
         "weak supervision": Arm(MedClipSamV2(weak=True)),
+        "image alone": Arm(MedClipSamV2(text=False)),
         "plain InfoNCE": Arm(MedClipSamV2(contrast="info-nce")),
     },
     compare=("medclip-samv2", "medclip-sam"),
-    ablation=("medclip-samv2", "image alone"),
+    ablation=("medclip-samv2", "without compression"),
     score=described_rows,
-    scales=scales(ONE_QUICK, ONE, "medclip-sam", "medclip-samv2", "image alone", "weak supervision", budget=BUDGET),
+    scales=scales(
+        ONE_QUICK, ONE, "medclip-sam", "medclip-samv2", "without compression", "weak supervision", budget=BUDGET
+    ),
     source="abstract; saliency_maps/scripts/iba.py, postprocessing/postprocess_saliency_maps.py, "
     "segment-anything/prompt_sam.py and weak_segmentation/ in the authors' repository, "
     "github.com/HealthX-Lab/MedCLIP-SAMv2",
@@ -163,9 +166,12 @@ recipe = Recipe(
         Component(
             "multi-modal information bottleneck",
             "implemented",
-            "ten steps of Adam at a rate of 1, ten samples of noise and a weight of 0.1, as in the official code, on "
-            "the encoder's features before they know their place. The noise of an answer is always the same. The "
-            "ablation asks what the image's own vector needs, whatever the sentence",
+            "ten steps of Adam at a rate of 1 and ten samples of noise, as in the official code, on the encoder's "
+            "features before they know their place. The noise of an answer is always the same. The weight is chosen "
+            "on validation images, as there: of two of its values, 0.1 and 1, on 48 of them, seed 7, Dice 0.35 and "
+            "0.50; there gScoreCAM had 0.60, and the fit alone, which is the ablation, 0.31. `image alone`, which "
+            "`full` leaves out, asks what the image's own vector needs: with one finding in an image that was no "
+            "worse than the sentence",
         ),
         Component(
             "saliency to prompts",

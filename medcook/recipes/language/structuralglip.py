@@ -240,7 +240,9 @@ recipe = Recipe(
         Component(
             "endoscopy, microscopy, photography and radiology",
             "absent",
-            "findings drawn into real chest X-rays. Nothing was looked at before",
+            "findings drawn into real chest X-rays. What was looked at, in one seed that is not scored, on validation "
+            "images and after 500 steps: average precision of held-out and of trained categories, 0.16 and 0.39, of "
+            "one prompt 0.20 and 0.49, of the same network without bank 0.15 and 0.40; nothing was changed after it",
         ),
     ),
 )

@@ -120,12 +120,14 @@ def test_every_phrase_is_scored_in_every_image():
     scores, truth = torch.randn(3, 3, 5, 6), torch.rand(3, 3, 5, 6) > 0.6
     method = MedGLIP(contrast=0.7)
     mine = [torch.stack([every[k, k] for k in range(3)]) for every in (scores, truth.byte())]
-    own = mask_loss(*mine, False)
+    own = mask_loss(*mine, each=True)
     pairs = [(i, j) for i in range(3) for j in range(3) if i != j]
     others = sum(F.binary_cross_entropy_with_logits(scores[i, j], truth[i, j].float()) for i, j in pairs) / 6
     assert torch.allclose(method.alignment_loss(scores, truth), own + 0.7 * others, atol=1e-6)
+    pooled = MedGLIP(contrast=0.7, each=False).alignment_loss(scores, truth)
+    assert torch.allclose(pooled, mask_loss(*mine, each=False) + 0.7 * others, atol=1e-6) and METHOD.each
     alone = method.alignment_loss(scores[:1, :1], truth[:1, :1])
-    assert torch.allclose(alone, mask_loss(scores[0, :1], truth[0, :1].byte(), False))
+    assert torch.allclose(alone, mask_loss(scores[0, :1], truth[0, :1].byte(), each=True))
 
 
 @pytest.mark.component("grounded language-image alignment")

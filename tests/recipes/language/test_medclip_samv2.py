@@ -70,8 +70,18 @@ class TestBottleneck:
             assert torch.equal(one, again) and one.shape == (16, 20) and one.min() == 0 and one.max() <= 1
             assert torch.equal(one, other) != text
         arms = {name: arm.method.settings() for name, arm in recipe.arms.items()}
-        differ = {key for key, value in arms["medclip-samv2"].items() if arms["image alone"][key] != value}
-        assert differ == {"text"} and recipe.ablation == ("medclip-samv2", "image alone")
+        for other, key in (("without compression", "weight"), ("image alone", "text")):
+            assert {k for k, value in arms["medclip-samv2"].items() if arms[other][k] != value} == {key}
+        assert recipe.ablation == ("medclip-samv2", "without compression")
+
+    def test_without_compression_nothing_that_does_not_matter_is_closed(self):
+        torch.manual_seed(0)
+        features, text = torch.rand(1, 4, 5, 6) + 0.5, torch.tensor([[1.0, 0.0]])
+        closed, left = (bottleneck(OneCell(), features, text, weight, steps=10) for weight in (0.1, 0.0))
+        others = torch.arange(120) != np.ravel_multi_index((1, 2, 3), (4, 5, 6))
+        open_still = capacity(torch.full((1,), 5.0).sigmoid(), features[0])
+        torch.testing.assert_close(left.flatten()[others], open_still.flatten()[others])
+        assert closed.flatten()[others].max() < 0.2 * left.flatten()[others].min()
 
     def test_the_sum_over_channels_is_shown(self, monkeypatch):
         passed = torch.rand(48, 4, 5)
