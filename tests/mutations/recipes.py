@@ -462,6 +462,32 @@ RECIPES = {
             "others = F.binary_cross_entropy_with_logits(scores[own], truth[own].float())",
         ),
     ],
+    "language/mulmodseg": [
+        ("told = F.relu(self.hear(self.said[modality]))", "told = F.relu(self.hear(self.said[0]))"),
+        (
+            "waiting.images, waiting.labels = batch.images[~mine], batch.labels[~mine]",
+            "waiting.images, waiting.labels = batch.images[:0], batch.labels[:0]",
+        ),
+    ],
+    "language/flans": [
+        (
+            "back = torch.stack([turned(logits, turn) for turn in range(TURNS)], dim=1)",
+            "back = torch.stack([upright(logits, turn) for turn in range(TURNS)], dim=1)",
+        ),
+        ('turns[[kind == "position" for kind in kinds]] = 0', "pass"),
+    ],
+    "language/_saliency": [
+        (
+            "weight = (hard * each[some]).masked_fill(same[some], -torch.inf).log_softmax(1)",
+            "weight = (hard * each[some]).log_softmax(1)",
+        ),
+        ("return not self.weak or now.step < max(1, now.steps - self.making)", "return True"),
+    ],
+    "language/medclip_sam": [
+        ("scores[chosen] = (net.images(seen) @ text.T)[:, 0] / heat", "scores[chosen] = slope[0].mean((1, 2))[chosen]"),
+        ("apart / (2 * alike**2)", "0 * apart"),
+    ],
+    "language/medclip_samv2": [("weight * capacity(kept, features[0]).mean() - fit, gate", "-fit, gate")],
     "language/sat": [
         ("if now.step == 0:", "if now.step == 1:"),
         ("found = model(labelled.images[mine], number)", "found = model(labelled.images[mine], first)"),
@@ -534,6 +560,7 @@ TESTED_BY = {
     "language/_queries": "sat",
     "language/_reading": "reports_of_radiologists",
     "language/_reports": "reports_of_radiologists",
+    "language/_saliency": "medclip_sam",
     "synthesis/_bones": "bs_diff",
     "synthesis/_chains": "surgical_background",
     "synthesis/_denoiser": "roentgen",
