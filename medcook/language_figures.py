@@ -45,7 +45,8 @@ def draw_answer(axes: Axes, shown: Answered, width: int = 24) -> None:
 def answers_figure(rows: Sequence[Sequence[Answered]], manifest: Manifest) -> Figure:
     """A row of answered sentences for each image."""
     columns = max(map(len, rows))
-    figure, axes = plots.panels(len(rows), columns, size=(max(4.4, 1.95 * columns), 2.65 * len(rows) + 0.3), squeeze=False)
+    size = max(4.4, 1.95 * columns), 2.65 * len(rows) + 0.3
+    figure, axes = plots.panels(len(rows), columns, size=size, squeeze=False)
     for panels, answered in zip(axes, rows, strict=True):
         for panel, shown in zip(panels, answered, strict=False):
             draw_answer(panel, shown)
