@@ -90,6 +90,14 @@ class Dataset:
             return found
         raise MedcookError(f"{name}: the file {path} is missing.", f"Put it into {fetch.data_dir(name)}.")
 
+    def stored(self, path: str, source: str = "") -> Path:
+        """A file that the set's own tables name and nobody can fetch; source: where it is, if not where the set is."""
+        name = self.manifest.name
+        if found := fetch.local(name, path):
+            return found
+        hint = f"Get it from {source or self.manifest.source}; put it into {fetch.data_dir(name)}."
+        raise MedcookError(f"{name}: the file {path} is missing.", hint)
+
     @cached_property
     def patients(self) -> dict[str, list[str]]:
         """{patient_id: case_ids}, in the order of the index."""
@@ -123,14 +131,18 @@ class Dataset:
 
     def load(self, case_id: str) -> Case:
         """Read, check against the manifest and return one case; test cases only inside `open_test`."""
-        patient = self.index().get(case_id)
-        if patient is None:
-            raise MedcookError(f"{self.manifest.name} has no case {case_id!r}.", "See `medcook data show`.")
-        if patient in self.split.test:
-            guard_test(self.manifest.name, case_id)
+        self.guard(case_id)
         case = self.read(case_id)
         check_case(case, self.manifest)
         return case
+
+    def guard(self, case_id: str) -> None:
+        """Refuse a case that the set does not have, and a test case outside of `open_test`."""
+        patient = self.index().get(case_id)
+        if patient is None:
+            raise MedcookError(f"{self.manifest.name} has no case {case_id!r:.60}.", "See `medcook data show`.")
+        if patient in self.split.test:
+            guard_test(self.manifest.name, case_id)
 
     def cases(self, patients) -> Iterator[Case]:
         """All cases of the given patients, in order."""

@@ -63,6 +63,12 @@ def is_verified(path: Path, entry: Entry) -> bool:
     return key in _verified
 
 
+def folders(name: str) -> list[Path]:
+    """Where files of a set lie on this machine: in the mirror, if there is one, and in the cache."""
+    mirror = mirror_dir()
+    return [mirror / name, data_dir(name)] if mirror else [data_dir(name)]
+
+
 def local(name: str, path: str) -> Path | None:
     """The verified file on this machine (mirror first, used in place; then the cache), or None.
 

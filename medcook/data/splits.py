@@ -75,6 +75,13 @@ def split_by_hash(patients: Iterable[str], val: float = 0.15, test: float = 0.15
     return Split(*(tuple(sorted(part)) for part in parts), source="by the hash of the patient's name")
 
 
+def held_out(patients: Iterable[str], one_in: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Patients without, and of, those who are held out: one in so many, by hash; both in the order given."""
+    everyone = tuple(patients)
+    held = set(sorted(everyone, key=patient_hash)[: len(everyone) // one_in])
+    return tuple(p for p in everyone if p not in held), tuple(p for p in everyone if p in held)
+
+
 def patient_hash(patient: str) -> str:
     return hashlib.sha256(patient.encode()).hexdigest()
 

@@ -34,6 +34,18 @@ def read_nifti(path: Path) -> Volume:
         return Volume(np.asanyarray(image.dataobj), image.affine)
 
 
+def read_ct(path: Path) -> Volume:
+    """A CT of three axes with its array in float32; MedcookError where its header has no spacing or directions."""
+    volume = read_nifti(path)
+    with readable(path, "CT", "Get it again."):
+        image = Volume(volume.array.astype(np.float32), volume.affine)
+        if image.array.ndim != 3:
+            raise ValueError(f"its shape is {image.array.shape}, not of three axes")
+        if not np.isfinite(image.affine).all() or not image.orientation or min(image.spacing) <= 0:
+            raise ValueError("its header has no spacing or directions")
+    return image
+
+
 def canonical(volume: Volume) -> Volume:
     """The same volume with its axes flipped and swapped to point right, anterior, superior; no resampling."""
     image = nibabel.as_closest_canonical(nibabel.Nifti1Image(volume.array, volume.affine))

@@ -16,6 +16,7 @@ from medcook.data.case import Case
 from medcook.data.datasets import Dataset
 from medcook.data.readers.damage import readable
 from medcook.data.readers.png import read_gray
+from medcook.data.readers.tables import read_table
 from medcook.data.splits import Split, guard_test
 from medcook.errors import MedcookError
 
@@ -74,7 +75,7 @@ class ChestImaGenome(Dataset):
         listed: dict[str, tuple] = {}
         for part, stem in LISTS.items():
             path = self.file(f"silver_dataset/splits/{stem}.csv")
-            for row in read_table(path, LISTED).itertuples():
+            for row in read_table(path, LISTED, WHERE).itertuples():
                 match, own = PATH.fullmatch(row.path), (row.subject_id, row.study_id, row.dicom_id)
                 if match is None or match.groups()[1:] != own or row.dicom_id in listed:
                     problem = f"{row.dicom_id!r:.50} is listed twice, or {row.path!r:.90} is not its path"
@@ -110,8 +111,7 @@ class ChestImaGenome(Dataset):
 
     def graph(self, case_id: str) -> SceneGraph:
         """A case's scene graph without its X-ray; that of a test case only inside `open_test`."""
-        if self.index().get(case_id) in self.split.test:
-            guard_test(self.manifest.name, case_id)
+        self.guard(case_id)
         return self._graph(case_id)[1]
 
     def _graph(self, case_id: str) -> tuple[dict, SceneGraph]:
@@ -130,11 +130,7 @@ class ChestImaGenome(Dataset):
 
     def read(self, case_id: str) -> Case:
         path = self._rows[case_id][1].path.removesuffix(".dcm") + ".jpg"
-        stored = fetch.local(self.manifest.name, path)
-        if stored is None:
-            hint = f"Get it from MIMIC-CXR-JPG; put it into {fetch.data_dir(self.manifest.name)}."
-            raise MedcookError(f"{self.manifest.name}: the X-ray {path} is missing.", hint)
-        image = read_gray(stored)
+        image = read_gray(self.stored(path, "MIMIC-CXR-JPG"))
         content, graph = self._graph(case_id)
         known = {"sex": content.get("gender") or None, "age_decile": content.get("age_decile") or None, "graph": graph}
         return Case(
@@ -149,7 +145,7 @@ class ChestImaGenome(Dataset):
         """The tables that experts corrected, of patients who are in no part of the split; only inside `open_test`."""
         guard_test(self.manifest.name, "the gold set")
         paths = [self.file(f"gold_dataset/gold_{name}") for name in GOLD]
-        found = [read_table(*one) for one in zip(paths, GOLD.values(), strict=True)]
+        found = [read_table(*one, WHERE) for one in zip(paths, GOLD.values(), strict=True)]
         for table in found[:2]:
             table["object_id"] = table.image.str.removesuffix(".dcm") + "_" + table.location
         with readable(paths[0], "table of boxes", WHERE):
@@ -159,16 +155,6 @@ class ChestImaGenome(Dataset):
             rows = told.explode("change")[["object_id", "previous_id", "location", "change", "sentence"]]
             found[2] = pd.DataFrame([compared(*row) for row in rows.to_numpy()], columns=COLUMNS["comparisons"])
         return SceneGraph(*(one.reindex(columns=COLUMNS[name]) for name, one in zip(COLUMNS, found, strict=True)))
-
-
-def read_table(path: Path, names: dict[str, str]) -> pd.DataFrame:
-    """A table of texts (.txt: with tabs), of which these columns must be there; names: what they are called here."""
-    with readable(path, "table", WHERE, quoting=False):
-        separator = "\t" if path.suffix == ".txt" else ","
-        table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    if missing := [column for column in names if column not in table]:
-        raise MedcookError(f"{path}: no column {missing[0]!r}.", WHERE)
-    return table[[*names]].rename(columns=names)
 
 
 def tables_of(content: dict) -> SceneGraph:

@@ -16,7 +16,7 @@ from medcook.data.case import IGNORE, Case
 from medcook.data.datasets import Dataset
 from medcook.data.readers.damage import readable
 from medcook.data.readers.png import read_gray
-from medcook.data.splits import Split, guard_test, patient_hash
+from medcook.data.splits import Split, held_out
 from medcook.errors import MedcookError
 
 TABLES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")  # the first that is there
@@ -115,29 +115,24 @@ class ChestXray8(Dataset):
                 listed.add(case_id)
         if rest := [case_id for case_id in self._owners if case_id not in listed]:
             raise MedcookError(f"{self.manifest.name}: {rest[0]} and {len(rest) - 1} more are in no list.", WHERE)
-        learning = sorted((one for one in sides if sides[one] == "train"), key=patient_hash)
-        val = set(learning[: len(learning) // 8])
-        parts = [
-            tuple(one for one in sides if sides[one] == "train" and (one in val) == held) for held in (False, True)
-        ]
-        test = tuple(one for one in sides if sides[one] == "test")
-        return Split(*parts, test, source=f"{', '.join(LISTS.values())}; an eighth of the first is val, by hash")
+        learning, test = ([one for one in sides if sides[one] == side] for side in LISTS)
+        return Split(
+            *held_out(learning, 8),
+            tuple(test),
+            source=f"{', '.join(LISTS.values())}; an eighth of the first is val, by hash",
+        )
 
     def attributes(self, case_id: str) -> dict:
         return dict(self._rows[case_id])
 
     def boxes(self, case_id: str) -> list[Box]:
         """A case's boxes without its X-ray; those of a test case only inside `open_test`."""
-        if self._owners[case_id] in self.split.test:
-            guard_test(self.manifest.name, case_id)
+        self.guard(case_id)
         return self._boxes.get(case_id, [])
 
     def read(self, case_id: str) -> Case:
         places = [fetch.local(self.manifest.name, f"{folder}/{case_id}.png") for folder in FOLDERS]
-        path = next(filter(None, places), None)
-        if path is None:
-            hint = f"Get it from {self.manifest.source}; put it into {fetch.data_dir(self.manifest.name)}/images."
-            raise MedcookError(f"{self.manifest.name}: the X-ray {case_id}.png is missing.", hint)
+        path = next(filter(None, places), None) or self.stored(f"{FOLDERS[0]}/{case_id}.png")
         image, boxes = read_gray(path), self._boxes.get(case_id, [])
         height, width = image.shape
         if any(box.x + box.width > width or box.y + box.height > height for box in boxes):

@@ -9,10 +9,9 @@ import numpy as np
 
 from medcook.data.case import Case
 from medcook.data.datasets import Dataset
-from medcook.data.fetch import data_dir
+from medcook.data.fetch import folders
 from medcook.data.readers.stl import read_solid
 from medcook.errors import MedcookError
-from medcook.paths import mirror_dir
 
 NAME = re.compile(r"(?:.*files=)?(?:(s?\d+)_(.+?)(?:\.nii\.g_1)?|(face|ct_skull|vessel_tree)_?\d+)\.stl", re.IGNORECASE)
 """PATIENT_STRUCTURE.stl or STRUCTURE_NUMBER.stl; wget keeps what stands before it in the link."""
@@ -50,8 +49,7 @@ class MedShapeNet(Dataset):
 
     def _files(self) -> Iterator[Path]:
         """All STL files of the mirror, then of the cache."""
-        mirror, name = mirror_dir(), self.manifest.name
-        for folder in ([mirror / name] if mirror else []) + [data_dir(name)]:
+        for folder in folders(self.manifest.name):
             for path in sorted(folder.rglob("*")):
                 if path.suffix.lower() == ".stl" and not path.name.startswith("."):
                     yield path

@@ -15,10 +15,9 @@ from scipy import ndimage
 
 from medcook.data.case import IGNORE, Case
 from medcook.data.datasets import Dataset
-from medcook.data.fetch import data_dir
+from medcook.data.fetch import folders
 from medcook.data.readers.damage import readable
 from medcook.errors import MedcookError
-from medcook.paths import mirror_dir
 
 ENDINGS = (".jpg", ".jpeg", ".png")
 COLUMNS = ("file_name", "caption", "source")
@@ -74,16 +73,10 @@ class MedTrinity(Dataset):
         return {name: patient_of(name, row.source) for name, row in self._rows.items()}
 
     @cached_property
-    def _roots(self) -> list[Path]:
-        """The folders of the set in the mirror and in the cache."""
-        mirror, name = mirror_dir(), self.manifest.name
-        return ([mirror / name] if mirror else []) + [data_dir(name)]
-
-    @cached_property
     def _images(self) -> dict[str, Path]:
         """{name: file} of the images on this machine, in whatever folders."""
         found: dict[str, Path] = {}
-        for root in self._roots:
+        for root in folders(self.manifest.name):
             there: dict[str, Path] = {}
             for path in sorted(root.rglob("*")):
                 if path.suffix.lower() not in ENDINGS or path.name.startswith("._"):
@@ -97,7 +90,7 @@ class MedTrinity(Dataset):
     @cached_property
     def _rows(self) -> dict[str, Row]:
         """{name of the image: Row} of the rows that have a caption, and an image on this machine, by name."""
-        tables = [path for root in self._roots for path in tables_of(root)]
+        tables = [path for root in folders(self.manifest.name) for path in tables_of(root)]
         if not tables:
             self.fetch()  # this says where to get them
         rows: dict[str, Row] = {}
@@ -107,7 +100,7 @@ class MedTrinity(Dataset):
                     raise MedcookError(f"{where}: {name} has another caption or source elsewhere.", "Keep one table.")
         if not rows:
             problem = f"{tables[0]}: none of its images is here ({len(self._images)} images are)"
-            raise MedcookError(f"{problem}.", f"Unpack files of 25M_accessible into {self._roots[-1]}.")
+            raise MedcookError(f"{problem}.", f"Unpack files of 25M_accessible into {folders(self.manifest.name)[-1]}.")
         return dict(sorted(rows.items()))
 
     def attributes(self, case_id: str) -> dict:

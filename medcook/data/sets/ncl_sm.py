@@ -13,10 +13,9 @@ from PIL import Image
 
 from medcook.data.case import IGNORE, Case
 from medcook.data.datasets import Dataset
-from medcook.data.fetch import data_dir
+from medcook.data.fetch import folders
 from medcook.data.readers.damage import readable
 from medcook.errors import MedcookError
-from medcook.paths import mirror_dir
 
 TECHNIQUES = ("IMC", "IF")
 ENDINGS = (".png", ".tif", ".tiff")
@@ -76,20 +75,18 @@ class NclSm(Dataset):
         """{case_id: {role: file}} of the sections whose myofibres are on this machine."""
         found: dict[str, dict[str, Path]] = {}
         for technique in TECHNIQUES:
-            folders = folders_of(self._folder(technique))
-            files = {role: files_of(folder) for role, folder in folders.items()}
+            folder = self._folder(technique)
+            files = {role: files_of(own) for role, own in (folders_of(folder) if folder else {}).items()}
             for name in sorted(files.get("fibres", {})):
                 found[f"{technique}/{name}"] = {role: there[name] for role, there in files.items() if name in there}
         if not found:
             self.fetch()  # this says where to get them
         return found
 
-    def _folder(self, technique: str) -> Path:
+    def _folder(self, technique: str) -> Path | None:
         """The folder of a technique, in the mirror or else in the cache."""
-        mirror, name = mirror_dir(), self.manifest.name
-        return (
-            mirror / name / technique if mirror and (mirror / name / technique).is_dir() else data_dir(name) / technique
-        )
+        there = (folder / technique for folder in folders(self.manifest.name))
+        return next((folder for folder in there if folder.is_dir()), None)
 
     def attributes(self, case_id: str) -> dict:
         return {"technique": case_id.split("/")[0]}
@@ -128,9 +125,7 @@ def patient_of(case_id: str) -> str:
 
 
 def folders_of(technique: Path) -> dict[str, Path]:
-    """{role: folder} in the folder of a technique, none where that is not there; exactly one folder a role."""
-    if not technique.is_dir():
-        return {}
+    """{role: folder} in the folder of a technique; exactly one folder a role."""
     there = sorted(folder for folder in technique.iterdir() if folder.is_dir() and not folder.name.startswith("."))
     found: dict[str, Path] = {}
     for role, (name, pattern) in ROLES.items():

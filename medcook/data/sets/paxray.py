@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from medcook.data import fetch
 from medcook.data.case import Case
 from medcook.data.datasets import Dataset
 from medcook.data.readers.damage import readable
@@ -79,13 +78,6 @@ class PaxRay(Dataset):
             attributes=self.attributes(case_id),
             extras={"masks": masks},
         )
-
-    def stored(self, path: str) -> Path:
-        """A file that paxray.json names."""
-        if found := fetch.local(self.manifest.name, path):
-            return found
-        folder = fetch.data_dir(self.manifest.name)
-        raise MedcookError(f"{self.manifest.name}: the file {path} of {TABLE} is missing.", f"Put it into {folder}.")
 
 
 def entries_of(content: object, names: tuple[str, ...]) -> dict[str, Entry]:

@@ -11,9 +11,9 @@ import pandas as pd
 from medcook.data import fetch
 from medcook.data.case import Case
 from medcook.data.datasets import Dataset, as_labels, present_values
-from medcook.data.readers.damage import readable
-from medcook.data.readers.nifti import Volume, read_nifti
-from medcook.data.splits import Split, guard_test, patient_hash
+from medcook.data.readers.nifti import read_ct, read_nifti
+from medcook.data.readers.tables import read_table
+from medcook.data.splits import Split, held_out
 from medcook.errors import MedcookError
 
 PARTS = {"train": "train", "valid": "validation"}
@@ -82,7 +82,9 @@ class RadGenomeCT(Dataset):
         """A table of a part, and {name of a CT: the numbers of its rows}; read once."""
         if (part, table) not in self._tables:
             path = self.file(f"dataset/radgenome_files/{PARTS[part]}_{table}.csv")
-            rows = read_table(path, TABLES[table] | {"Volumename": "volume"})
+            rows = read_table(path, TABLES[table] | {"Volumename": "volume"}, WHERE)
+            if not rows.empty and not rows.drop(columns="anatomy", errors="ignore").iloc[-1].all():
+                raise MedcookError(f"{path}: row {len(rows)}, its last, is cut off.", "Get it again.")
             if strange := set(rows.answer if table in ANSWERS else ()) - ANSWERS.get(table, frozenset()):
                 raise MedcookError(f"{path}: the answer {min(strange)!r:.40} is neither 'Yes.' nor 'No.'.", WHERE)
             self._tables[part, table] = rows, rows.groupby("volume", sort=False).indices
@@ -92,14 +94,16 @@ class RadGenomeCT(Dataset):
     def split(self) -> Split:
         """The authors' validation is test here; of the patients of their train one in ten, by hash, is validation."""
         train, test = ([one for one in dict.fromkeys(self._owners.values()) if one.startswith(part)] for part in PARTS)
-        val = set(sorted(train, key=patient_hash)[: len(train) // 10])
-        parts = [tuple(one for one in train if (one in val) == held) for held in (False, True)]
-        return Split(*parts, tuple(test), source="train and validation of the tables; a tenth of train is val, by hash")
+        return Split(
+            *held_out(train, 10),
+            tuple(test),
+            source="train and validation of the tables; a tenth of train is val, by hash",
+        )
 
     def sentences(self, case_id: str) -> pd.DataFrame:
         """The report, a row a sentence: sentence, anatomy (the place that it is about), and about and mask of its Link.
         Of a test case only inside `open_test`, as everything below."""
-        self._guard(case_id)
+        self.guard(case_id)
         return self._sentences(case_id)
 
     def _sentences(self, case_id: str) -> pd.DataFrame:
@@ -111,7 +115,7 @@ class RadGenomeCT(Dataset):
         task  abnormality (what is in the place), location (where is the finding), presence (is it in the place), size,
               disorders (of the patient)
         """
-        self._guard(case_id)
+        self.guard(case_id)
         found = [self._rows(case_id, table).assign(task=table.split("_")[1]) for table in TABLES if table != REPORT]
         rows = pd.concat(found, ignore_index=True).reindex(columns=["task", "anatomy", "asked", "answer"]).fillna("")
         return self._linked(case_id, rows.assign(answer=rows.answer.where(rows.task != "location", rows.anatomy)))
@@ -141,29 +145,16 @@ class RadGenomeCT(Dataset):
 
     def mask(self, case_id: str, anatomy: str) -> np.ndarray | None:
         """(X, Y, Z) bool, the mask that belongs to a place; None for the CT as a whole."""
-        self._guard(case_id)
+        self.guard(case_id)
         link = self.link(case_id, anatomy)
         if link.about == "missing":
             self.stored(mask_of(case_id, "region", anatomy.split("/")[0].strip().lower()))
         return read_mask(self.stored(link.mask)) if link.mask else None
 
-    def _guard(self, case_id: str) -> None:
-        if case_id not in self._owners:
-            raise MedcookError(f"{self.manifest.name} has no case {case_id!r:.60}.", "See its index().")
-        if self._owners[case_id] in self.split.test:
-            guard_test(self.manifest.name, case_id)
-
-    def stored(self, path: str) -> Path:
-        """An image or a mask."""
-        if found := fetch.local(self.manifest.name, path):
-            return found
-        hint = f"Get it from {self.manifest.source}; put it into {fetch.data_dir(self.manifest.name)}."
-        raise MedcookError(f"{self.manifest.name}: the file {path} is missing.", hint)
-
     def read(self, case_id: str) -> Case:
         patient, part = self._owners[case_id], case_id.split("_")[0]
         scan = f"{patient}{case_id.split('_')[2]}"
-        image = read_image(self.stored(f"dataset/{part}_preprocessed/{patient}/{scan}/{case_id}.nii.gz"))
+        image = read_ct(self.stored(f"dataset/{part}_preprocessed/{patient}/{scan}/{case_id}.nii.gz"))
         label, annotated = np.zeros(image.array.shape, np.uint8), []
         for value, region in enumerate(REGIONS, start=1):
             path = fetch.local(self.manifest.name, mask_of(case_id, "region", region))
@@ -190,28 +181,6 @@ class RadGenomeCT(Dataset):
 def mask_of(case_id: str, kind: str, name: str) -> str:
     """Path of a mask; kind: anatomy or region."""
     return f"dataset/{case_id.split('_')[0]}_{kind}_mask/seg_{case_id}/{name}.nii.gz"
-
-
-def read_table(path: Path, names: dict[str, str]) -> pd.DataFrame:
-    """A table of texts with these of its columns; names: what they are called here."""
-    with readable(path, "table", WHERE, quoting=False):
-        rows = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    if missing := [name for name in names if name not in rows]:
-        raise MedcookError(f"{path}: no column {missing[0]!r}.", WHERE)
-    rows = rows[[*names]].rename(columns=names)
-    if not rows.empty and not rows.drop(columns="anatomy", errors="ignore").iloc[-1].all():
-        raise MedcookError(f"{path}: row {len(rows)}, its last, is cut off.", "Get it again.")
-    return rows
-
-
-def read_image(path: Path) -> Volume:
-    """A CT with its array in float32."""
-    volume = read_nifti(path)
-    with readable(path, "CT", "Get it again."):
-        image = Volume(volume.array.astype(np.float32), volume.affine)
-        if image.array.ndim != 3 or not np.isfinite(image.affine).all() or min(image.spacing) <= 0:
-            raise ValueError("it has not three axes with a spacing each")
-    return image
 
 
 def read_mask(path: Path, shape: tuple[int, ...] | None = None) -> np.ndarray:

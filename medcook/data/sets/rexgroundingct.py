@@ -12,7 +12,7 @@ from medcook.data import fetch
 from medcook.data.case import IGNORE, Case
 from medcook.data.datasets import Dataset, as_labels, present_values
 from medcook.data.readers.damage import readable
-from medcook.data.readers.nifti import Volume, read_nifti
+from medcook.data.readers.nifti import read_ct, read_nifti
 from medcook.data.splits import Split
 from medcook.errors import MedcookError
 
@@ -101,8 +101,13 @@ class ReXGroundingCT(Dataset):
 
     def read(self, case_id: str) -> Case:
         entry = self._entries[case_id]
-        drawn = self.stored(entry.masks, "ReXGroundingCT", withheld=entry.part == "test")
-        image = read_image(self.stored(entry.image, "CT-RATE"))
+        if entry.part == "test" and not fetch.local(self.manifest.name, entry.masks):
+            raise MedcookError(
+                f"{self.manifest.name}: the authors hold back the masks of test, {entry.masks} is not there.",
+                "Develop on train and val; rexrank.ai judges answers on test.",
+            )
+        drawn = self.stored(entry.masks)
+        image = read_ct(self.stored(entry.image, "CT-RATE"))
         stored = read_masks(drawn, (len(entry.sentences), *image.array.shape))
         masks = stored > 0
         label = np.zeros(image.array.shape, np.uint8)
@@ -119,18 +124,6 @@ class ReXGroundingCT(Dataset):
             attributes=self.attributes(case_id) | known,
             extras={"masks": masks},
         )
-
-    def stored(self, path: str, source: str, withheld: bool = False) -> Path:
-        """A file that dataset.json names."""
-        if found := fetch.local(self.manifest.name, path):
-            return found
-        if withheld:
-            raise MedcookError(
-                f"{self.manifest.name}: the authors hold back the masks of test, {path} is not there.",
-                "Develop on train and val; rexrank.ai judges answers on test.",
-            )
-        hint = f"Get it from {source}; put it into {fetch.data_dir(self.manifest.name)}."
-        raise MedcookError(f"{self.manifest.name}: the file {path} of {TABLE} is missing.", hint)
 
 
 def entries_of(content: object) -> dict[str, Entry]:
@@ -172,18 +165,6 @@ def numbered(values: object) -> tuple:
     if not isinstance(values, dict) or set(values) != {str(number) for number in range(len(values))}:
         return ()
     return tuple(values[str(number)] for number in range(len(values)))
-
-
-def read_image(path: Path) -> Volume:
-    """A CT with its array in float32."""
-    volume = read_nifti(path)
-    if volume.array.ndim != 3:
-        raise MedcookError(f"{path}: a CT of shape {volume.array.shape}, not of three axes.", "Get it again.")
-    with readable(path, "CT", "Get it again."):
-        image = Volume(volume.array.astype(np.float32), volume.affine)
-        if not np.isfinite(image.affine).all() or not image.orientation or min(image.spacing) <= 0:
-            raise ValueError("its header has no spacing or directions")
-    return image
 
 
 def read_masks(path: Path, shape: tuple[int, ...]) -> np.ndarray:

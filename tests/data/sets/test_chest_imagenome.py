@@ -299,7 +299,7 @@ def test_chest_imagenome_damaged_or_missing_files_are_named(write):
     with pytest.raises(MedcookError, match=f"{SECOND}.jpg: not a readable"):
         open_dataset("chest_imagenome").load(SECOND)
     xray.unlink()
-    with pytest.raises(MedcookError, match=f"the X-ray files/p10/.*{SECOND}.jpg is missing"):
+    with pytest.raises(MedcookError, match=f"the file files/p10/.*{SECOND}.jpg is missing"):
         open_dataset("chest_imagenome").load(SECOND)
     (folder / "silver_dataset" / "scene_graph.zip").write_bytes(b"PK")
     with pytest.raises(MedcookError, match=r"scene_graph.zip: not a readable zip file"):

@@ -148,7 +148,7 @@ def test_chestxray8_damaged_or_missing_files_are_named(write):
     with pytest.raises(MedcookError, match=r"00000001_001.png: not a readable PNG"):
         open_dataset("chestxray8").load("00000001_001")
     (folder / "images" / "00000001_001.png").unlink()
-    with pytest.raises(MedcookError, match=r"the X-ray 00000001_001.png is missing"):
+    with pytest.raises(MedcookError, match=r"the file images/00000001_001.png is missing"):
         open_dataset("chestxray8").load("00000001_001")
     (folder / "BBox_List_2017.csv").write_text("Image Index,Finding Label,x,y,w,h\n")
     with pytest.raises(MedcookError, match=r"its columns are not Image Index, Finding Label"):

@@ -273,9 +273,9 @@ def test_rexgroundingct_damaged_or_missing_files_are_named(write, which):
             open_dataset("rexgroundingct").load("train_1741_b_2")
     path.unlink()
     source = ("CT-RATE", "ReXGroundingCT")[which]
-    with pytest.raises(MedcookError, match=r"train_1741_b_2.nii.gz of dataset.json is missing") as caught:
+    with pytest.raises(MedcookError, match=r"train_1741_b_2.nii.gz is missing") as caught:
         open_dataset("rexgroundingct").load("train_1741_b_2")
-    assert f"from {source};" in caught.value.hint
+    assert source in caught.value.hint
 
 
 def test_rexgroundingct_that_is_not_here_says_where_to_get_it(tmp_path, monkeypatch):
