@@ -89,9 +89,13 @@ class TextEncoder(nn.Module):
 
     def forward(self, sentences: list[str] | tuple[str, ...]) -> Tensor:
         """(B, width) float32: the mean over the words."""
-        x, empty = self.tokens(sentences)
-        there = (~empty)[..., None].float()
-        return (x * there).sum(1) / there.sum(1)
+        return mean_words(*self.tokens(sentences))
+
+
+def mean_words(words: Tensor, empty: Tensor) -> Tensor:
+    """(B, width): the mean over words (B, L, width), of which some are none (B, L)."""
+    there = (~empty)[..., None].to(words)
+    return (words * there).sum(1) / there.sum(1)
 
 
 class Modulation(nn.Module):
@@ -124,10 +128,7 @@ class ToldUNet(nn.Module):
 
     def encode(self, images: Tensor) -> list[Tensor]:
         """Feature maps of every level of images (B, C, H, W), the finest first."""
-        maps = [self.net.down[0](images)]
-        for block in self.net.down[1:]:
-            maps.append(block(self.net.pool(maps[-1], 2)))
-        return maps
+        return self.net.descend(images)
 
     def fuse(self, maps: list[Tensor], vectors: Tensor, sentences: tuple[str, ...]) -> list[Tensor]:
         """The maps after they have heard the sentences, of which `vectors` (B, width) are what was understood."""

@@ -309,10 +309,7 @@ class OptionalPretext(Pretrained):
 
 def encoded(net: nn.Module, images: Tensor) -> Tensor:
     """The deepest feature map (B, channels[-1], *small) of a U-Net, without its way up."""
-    x = net.down[0](images)
-    for block in net.down[1:]:
-        x = block(net.pool(x, 2))
-    return x
+    return net.descend(images)[-1]
 
 
 def pooled(maps: Tensor) -> Tensor:

@@ -83,10 +83,22 @@ def contrast(images: Tensor, texts: Tensor, captions: Tensor, scale: Tensor | fl
     images, texts  unit vectors (B, width), the text of image b in row b
     captions       (B,) int64; images whose captions are the same share their probability: none is the other's negative
     """
-    similarity = scale * images @ texts.T
+    return matched(scale * images @ texts.T, captions)
+
+
+def matched(similarity: Tensor, captions: Tensor, image_weight: float = 0.5) -> Tensor:
+    """The same of similarities (B, B) of images and texts; images look for texts with this weight, texts for images
+    with the rest."""
     same = (captions[:, None] == captions[None]).to(similarity.dtype)
     target = same / same.sum(1, keepdim=True)
-    return (F.cross_entropy(similarity, target) + F.cross_entropy(similarity.T, target)) / 2
+    there, back = F.cross_entropy(similarity, target), F.cross_entropy(similarity.T, target)
+    return image_weight * there + (1 - image_weight) * back
+
+
+def numbered(captions: tuple[str, ...]) -> Tensor:
+    """(B,) int64: equal captions have the same number."""
+    places = {caption: place for place, caption in enumerate(captions)}
+    return torch.tensor([places[caption] for caption in captions])
 
 
 @dataclass

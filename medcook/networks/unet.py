@@ -38,16 +38,24 @@ class UNet(nn.Module):
         )
         self.head = (nn.Conv2d if dims == 2 else nn.Conv3d)(channels[0], classes, 1)
 
+    def descend(self, image: Tensor) -> list[Tensor]:
+        """The feature maps of every level on the way down, the finest first."""
+        maps = [self.down[0](image)]
+        for block in self.down[1:]:
+            maps.append(block(self.pool(maps[-1], 2)))
+        return maps
+
+    def ascend(self, maps: list[Tensor]) -> list[Tensor]:
+        """The feature maps of every level on the way up from those on the way down; both have the finest first."""
+        found = [maps[-1]]
+        for block, skip in zip(reversed(self.up), reversed(maps[:-1]), strict=True):
+            x = F.interpolate(found[-1], size=skip.shape[2:], mode=self.mode, align_corners=False)
+            found.append(block(torch.cat([skip, x], dim=1)))
+        return found[::-1]
+
     def features(self, image: Tensor) -> Tensor:
         """The last feature map (B, channels[0], *size), before the head."""
-        skips = [self.down[0](image)]
-        for block in self.down[1:]:
-            skips.append(block(self.pool(skips[-1], 2)))
-        x = skips.pop()
-        for block, skip in zip(reversed(self.up), reversed(skips), strict=True):
-            x = F.interpolate(x, size=skip.shape[2:], mode=self.mode, align_corners=False)
-            x = block(torch.cat([skip, x], dim=1))
-        return x
+        return self.ascend(self.descend(image))[0]
 
     def forward(self, image: Tensor) -> Tensor:
         return self.head(self.features(image))

@@ -142,7 +142,7 @@ RADGENOME_CT = [
 LANGUAGE = [
     ("src_key_padding_mask=empty", "src_key_padding_mask=None"),
     ("self.words(rows) + self.places[: rows.shape[1]]", "self.words(rows)"),
-    ("return (x * there).sum(1) / there.sum(1)", "return x.mean(1)"),
+    ("return (words * there).sum(1) / there.sum(1)", "return words.mean(1)"),
     ("return maps * (1 + scale) + shift", "return maps * scale + shift"),
     ("mask[label == IGNORE] = IGNORE", "pass"),
     ("(1, 2) if each else (0, 1, 2)", "(0, 1, 2)"),
@@ -167,6 +167,12 @@ CORE = {
     ("data/sets/rexgroundingct.py", "data/sets/test_rexgroundingct.py"): REXGROUNDINGCT,
     ("synthesis.py", "test_synthesis.py"): SYNTHESIS,
     ("language.py", "test_language.py"): LANGUAGE,
+    ("methods/contrastive.py", "recipes/language/test_reports_of_radiologists.py"): [
+        ("return image_weight * there + (1 - image_weight) * back", "return (there + back) / 2"),
+    ],
+    ("data/splits.py", "data/test_tables.py"): [("[: len(everyone) // one_in]", "[:one_in]")],
+    ("data/readers/tables.py", "data/test_tables.py"): [('"\\t" if path.suffix == ".txt" else ","', '","')],
+    ("networks/unet.py", "networks/test_unet.py"): [("return found[::-1]", "return found")],
     ("networks/flair.py", "recipes/language/test_flair.py"): [
         ("torch.stack([states[1], states[2], states[-1]])", "torch.stack([states[0], states[1], states[-1]])"),
     ],

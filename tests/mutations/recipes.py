@@ -476,11 +476,13 @@ RECIPES = {
         ),
         ('turns[[kind == "position" for kind in kinds]] = 0', "pass"),
     ],
-    "language/_saliency": [
+    "language/_captions": [
         (
             "weight = (hard * each[some]).masked_fill(same[some], -torch.inf).log_softmax(1)",
             "weight = (hard * each[some]).log_softmax(1)",
         ),
+    ],
+    "language/_saliency": [
         ("return not self.weak or now.step < max(1, now.steps - self.making)", "return True"),
     ],
     "language/medclip_sam": [
@@ -529,8 +531,8 @@ RECIPES = {
         ("if positive[n] == (k == 0)", "if True"),
     ],
     "language/_reading": [
-        ("same = (places[:, None] == places[None]).float()", "same = torch.eye(len(places))"),
-        ("image_weight * there + (1 - image_weight) * back", "(there + back) / 2"),
+        ("numbered(reports).to(similarity.device), image_weight)", "numbered(reports).to(similarity.device))"),
+        ("matched(similarity, numbered(reports)", "matched(similarity, torch.arange(len(reports))"),
     ],
     "synthesis/_regions": [("sums[image, top, left]) / (end", "0) / (end")],
     "synthesis/_phrases": [("(not side or told == {side})", "(not side or side in told)")],
@@ -560,6 +562,7 @@ TESTED_BY = {
     "language/_queries": "sat",
     "language/_reading": "reports_of_radiologists",
     "language/_reports": "reports_of_radiologists",
+    "language/_captions": "medclip_sam",
     "language/_saliency": "medclip_sam",
     "synthesis/_bones": "bs_diff",
     "synthesis/_chains": "surgical_background",

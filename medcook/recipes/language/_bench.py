@@ -11,8 +11,10 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from medcook.data import IGNORE
+from medcook.language import mean_words
 from medcook.methods import Batch, Moment
 from medcook.methods.classification import image_labels
+from medcook.methods.contrastive import matched, numbered
 from medcook.pooled import auc
 from medcook.pretraining import Projector, TwoPhases, info_nce, nothing, one_cycle
 from medcook.recipes.language._kept import Remembering
@@ -217,18 +219,13 @@ class GLoRIA(Remembering):
     def reading(self, nets: nn.ModuleDict, images: Tensor, reports: tuple[str, ...], now: Moment) -> Tensor:
         parts, maps = nets["pretext"], nets["model"].maps(images)
         words, empty = parts["text"].tokens(reports)
-        whole = parts["see"](maps.flatten(2).float().mean(2)), parts["hear"](mean_word(words, empty))
+        whole = parts["see"](maps.flatten(2).float().mean(2)), parts["hear"](mean_words(words, empty))
         places = parts["place"](maps.flatten(2).transpose(1, 2).float()).float()
         words = parts["word"](words).float()
         with torch.autocast(images.device.type, enabled=False):
             similar = self.over * word_similarity(places, words, empty, self.sharp, self.between)
-            return both_ways(similar, reports) + pairs(*whole, reports, 1 / self.over, 0.5)
-
-
-def mean_word(words: Tensor, empty: Tensor) -> Tensor:
-    """(B, D): the mean over a report's words (B, L, D)."""
-    there = (~empty)[..., None].float()
-    return (words * there).sum(1) / there.sum(1)
+            numbers = numbered(reports).to(similar.device)
+            return matched(similar, numbers) + pairs(*whole, reports, 1 / self.over, 0.5)
 
 
 def word_similarity(places: Tensor, words: Tensor, empty: Tensor, sharp: float, between: float) -> Tensor:
@@ -242,13 +239,6 @@ def word_similarity(places: Tensor, words: Tensor, empty: Tensor, sharp: float, 
     seen = torch.einsum("btnl,bnd->btld", looks, places)
     cosine = F.cosine_similarity(seen, words[None], dim=3)
     return (between * cosine).masked_fill(empty[None], -torch.inf).logsumexp(2)
-
-
-def both_ways(similar: Tensor, reports: tuple[str, ...]) -> Tensor:
-    """Cross-entropy over texts for each image and over images for each text, averaged; equal reports share."""
-    same = torch.tensor([[one == other for other in reports] for one in reports], device=similar.device).float()
-    target = same / same.sum(1, keepdim=True)
-    return (F.cross_entropy(similar, target) + F.cross_entropy(similar.T, target)) / 2
 
 
 @dataclass

@@ -9,7 +9,7 @@ As in reports, right and left are the patient's: the right lung is on the left o
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import product
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 from zlib import crc32
 
 import numpy as np
@@ -131,12 +131,18 @@ class Painted(Preparation):
 
     versions: int = 1
 
+    what: ClassVar[str] = "findings"
+
+    def paint(self, image: np.ndarray, lungs: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """An image (H, W) with something in its lungs (H, W), and its label map (H, W)."""
+        return drawn(image, lungs, rng)
+
     def both(self, case: Case) -> tuple[Tensor, Tensor]:
         """Images (N * versions, C, H, W) and label maps (N * versions, H, W), the versions of an image in a row."""
         images, organs = super().images(case), super().labels(case)
-        rng = np.random.default_rng(crc32(f"findings of {case.case_id}".encode()))
+        rng = np.random.default_rng(crc32(f"{self.what} of {case.case_id}".encode()))
         pairs = [
-            drawn(image[0].numpy(), organ.numpy() > 0, rng)
+            self.paint(image[0].numpy(), organ.numpy() > 0, rng)
             for image, organ in zip(images, organs, strict=True)
             for _ in range(self.versions)
         ]
@@ -160,10 +166,13 @@ class FindingsTask(Task):
     side: int = 64
     versions: int = 3
 
+    painter: ClassVar[type[Painted]] = Painted
+
     @cached_property
     def preparation(self) -> Painted:
         plain = small(super().preparation, self.side)
-        return Painted(**{part.name: getattr(plain, part.name) for part in fields(Preparation)}, versions=self.versions)
+        kept = {part.name: getattr(plain, part.name) for part in fields(Preparation)}
+        return self.painter(**kept, versions=self.versions)
 
     @property
     def classes(self) -> int:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medcook.data import IGNORE
-from medcook.language import Names, TextEncoder, Told, ToldUNet, mask_loss
+from medcook.language import Names, TextEncoder, Told, mask_loss
 from medcook.methods import Batch, Moment
 from medcook.networks import UNet
 from medcook.recipes.language._settings import EVERYTHING
@@ -24,8 +24,6 @@ class QueriedUNet(nn.Module):
 
     layers  of the query decoder;   apart  names do not hear of each other: who asks for more gets the same answers
     """
-
-    encode = ToldUNet.encode
 
     def __init__(self, inputs: int, channels: tuple[int, ...], width: int, layers: int, apart: bool = False):
         super().__init__()
@@ -45,13 +43,13 @@ class QueriedUNet(nn.Module):
         tokens = self.gather(pooled.flatten(2).transpose(1, 2))
         return tokens + sinusoids(grid_places(tuple(size)).to(tokens.device), tokens.shape[2])
 
+    def encode(self, images: Tensor) -> list[Tensor]:
+        """Feature maps of every level of images (B, C, H, W), the finest first."""
+        return self.net.descend(images)
+
     def pixels(self, maps: list[Tensor]) -> Tensor:
         """Features (B, channels[0], H, W) of every pixel: the way up, which hears nothing."""
-        x = maps[-1]
-        for block, skip in zip(reversed(self.net.up), reversed(maps[:-1]), strict=True):
-            x = F.interpolate(x, size=skip.shape[2:], mode=self.net.mode, align_corners=False)
-            x = block(torch.cat([skip, x], dim=1))
-        return x
+        return self.net.ascend(maps)[0]
 
     def ask(self, maps: list[Tensor], queries: Tensor, nobody: Tensor) -> Tensor:
         """(B, S, width): what queries (B, S, width) have become after asking; `nobody` (B, S) fills up."""

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -13,6 +12,7 @@ from medcook.errors import MedcookError
 from medcook.language import TextEncoder
 from medcook.methods import Batch, Moment
 from medcook.methods.classification import image_labels
+from medcook.methods.contrastive import matched, numbered
 from medcook.methods.frozen import PHOTOGRAPH
 from medcook.networks.encoder import Encoder
 from medcook.networks.squeezenet import FEATURES, load_squeezenet
@@ -127,12 +127,7 @@ def pairs(images: Tensor, texts: Tensor, reports: tuple[str, ...], heat: float =
     the others' negative, as half of these reports are "normal".
     """
     similarity = F.normalize(images.float(), dim=1) @ F.normalize(texts.float(), dim=1).T / heat
-    number = {report: place for place, report in enumerate(reports)}
-    places = torch.tensor([number[report] for report in reports], device=images.device)
-    same = (places[:, None] == places[None]).float()
-    target = same / same.sum(1, keepdim=True)
-    there, back = F.cross_entropy(similarity, target), F.cross_entropy(similarity.T, target)
-    return image_weight * there + (1 - image_weight) * back
+    return matched(similarity, numbered(reports).to(similarity.device), image_weight)
 
 
 def scales(*arms: str, full: ReportTask = XRAYS, quick_arms: tuple[str, ...] | None = None) -> dict[str, Scale]:

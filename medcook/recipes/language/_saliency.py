@@ -6,9 +6,8 @@ saliency; the saliency becomes a box, with which the book's small SAM is asked. 
 train a U-Net. See medclip_sam.py and medclip_samv2.py.
 """
 
-from dataclasses import dataclass, field, fields
-from functools import cached_property, lru_cache
-from zlib import crc32
+from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -22,152 +21,20 @@ from medcook import evaluation
 from medcook.data import Case
 from medcook.data.transforms import Augment, warp
 from medcook.errors import MedcookError
-from medcook.language import TextEncoder, one_of, shown_in
+from medcook.language import one_of, shown_in
 from medcook.losses import find_loss
 from medcook.methods import Batch, Moment
 from medcook.methods.method import follow, own_generator
 from medcook.networks import UNet
-from medcook.networks.unet import DoubleConv
-from medcook.pretraining import Pretrained, Projector, TwoPhases, fresh, nothing
-from medcook.recipes.language._findings import (
-    FIELDS,
-    FINDINGS,
-    KINDS,
-    SIDES,
-    Finding,
-    FindingsTask,
-    Painted,
-    Spoken,
-    fields_of,
-    measures,
-    shape_of,
-    value_of,
-)
+from medcook.pretraining import Pretrained, TwoPhases, fresh, nothing
+from medcook.recipes.language._captions import NOTHING, CaptionNet, OneFindingTask, clip_loss, dhn_nce, same_captions
+from medcook.recipes.language._findings import FINDINGS, Spoken, measures
 from medcook.recipes.language._settings import CHANNELS, MILD
 from medcook.sam.checkpoints import load_small
 from medcook.sam.predictor import Predictor
 from medcook.sam.prompts import Prompt, box_of
 from medcook.sampling import trained
 from medcook.synthesis import Bank
-from medcook.tasks import Budget
-
-BRIGHT = (1.2, 1.8)
-"""Of a finding, in standard deviations of the image."""
-NOTHING = "no finding"
-"""The caption of an image without a finding."""
-
-
-def one_drawn(image: np.ndarray, lungs: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """An image (H, W) with a large finding in its lungs (H, W), if there are any, and its label map (H, W)."""
-    image, label, places = image.copy(), np.zeros(image.shape, np.uint8), fields_of(lungs)
-    kind, side, place = (part[rng.integers(len(part))] for part in (KINDS, SIDES, FIELDS))
-    finding = Finding(kind, "large", side, place)
-    cells = np.argwhere(places[finding.side, finding.field])
-    if len(cells):
-        bright, mask = shape_of(finding, tuple(cells[rng.integers(len(cells))]), image.shape, rng)
-        image += rng.uniform(*BRIGHT) * bright
-        label[mask] = value_of(finding)
-    return image, label
-
-
-@dataclass(frozen=True)
-class OnePainted(Painted):
-    """A preparation after which one finding is drawn into every image, in several ways."""
-
-    def both(self, case: Case) -> tuple[Tensor, Tensor]:
-        images, organs = super(Painted, self).images(case), super(Painted, self).labels(case)
-        rng = np.random.default_rng(crc32(f"one finding of {case.case_id}".encode()))
-        pairs = [
-            one_drawn(image[0].numpy(), organ.numpy() > 0, rng)
-            for image, organ in zip(images, organs, strict=True)
-            for _ in range(self.versions)
-        ]
-        painted, labels = (torch.from_numpy(np.stack(part)) for part in zip(*pairs, strict=True))
-        return painted[:, None].float(), labels
-
-
-@dataclass(frozen=True)
-class OneFindingTask(FindingsTask):
-    """X-rays with one finding each, which is what their captions speak of."""
-
-    @cached_property
-    def preparation(self) -> OnePainted:
-        plain = super().preparation
-        return OnePainted(**{part.name: getattr(plain, part.name) for part in fields(Painted)})
-
-
-class ImageText(nn.Module):
-    """Images (B, C, H, W) and sentences to vectors (B, width) of one space.
-
-    The image's vector is linear in the highest values of its cells: a finding is small. Batch normalisation before it
-    keeps images apart, as in projection heads: without it, both encoders stayed where all vectors are the same.
-    """
-
-    def __init__(self, inputs: int, channels: tuple[int, int, int] = (12, 24, 48), cells: int = 96, width: int = 64):
-        super().__init__()
-        first = nn.Conv2d(inputs, channels[0], 5, stride=2, padding=2, bias=False)
-        self.stem = nn.Sequential(first, nn.BatchNorm2d(channels[0]), nn.ReLU())
-        self.near = DoubleConv(channels[0], channels[1], 2)
-        last = nn.Conv2d(channels[1], channels[2], 1, bias=False)
-        self.last = nn.Sequential(last, nn.BatchNorm2d(channels[2]), nn.ReLU())
-        self.wide = nn.Conv2d(channels[-1], cells, 1)
-        self.places = nn.Parameter(0.02 * torch.randn(1, cells, 16, 16))
-        self.mix = nn.Sequential(nn.ReLU(), nn.Conv2d(cells, cells, 1), nn.ReLU())
-        self.spread, self.see = nn.BatchNorm1d(cells), nn.Linear(cells, width)
-        self.text, self.hear = TextEncoder(width), Projector(width, width, width)
-
-    def maps(self, images: Tensor) -> Tensor:
-        """(B, channels[-1], H / 4, W / 4): features that do not know their place yet, each of 15 x 15 pixels."""
-        return self.last(F.max_pool2d(self.near(self.stem(images)), 2))
-
-    def cells(self, maps: Tensor) -> Tensor:
-        """(B, cells, H / 4, W / 4): features that know it."""
-        places = F.interpolate(self.places, maps.shape[2:], mode="bilinear", align_corners=False)
-        return self.mix(self.wide(maps) + places)
-
-    def pooled(self, cells: Tensor) -> Tensor:
-        """Unit vectors (B, width) float32."""
-        return F.normalize(self.see(self.spread(cells.flatten(2).float().amax(2))).float(), dim=1)
-
-    def images(self, images: Tensor) -> Tensor:
-        """Unit vectors (B, width) of images."""
-        return self.pooled(self.cells(self.maps(images)))
-
-    def texts(self, sentences: tuple[str, ...]) -> Tensor:
-        """Unit vectors (B, width) of sentences."""
-        return F.normalize(self.hear(self.text(sentences)).float(), dim=1)
-
-
-def same_captions(captions: tuple[str, ...]) -> Tensor:
-    """(B, B) bool: where two images have the very same caption; none is the other's negative."""
-    return torch.tensor([[one == other for other in captions] for one in captions])
-
-
-def info_nce(similarity: Tensor, same: Tensor) -> Tensor:
-    """The two-way contrastive loss of similarities (B, B), divided by a temperature; row b's partner is column b.
-
-    CLIP's loss: each is to be found among all of the batch, the partner included. `same` (B, B) are no negatives.
-    """
-    others = same & ~torch.eye(len(same), dtype=torch.bool, device=same.device)
-    found = [each.masked_fill(others, -torch.inf).log_softmax(1).diag() for each in (similarity, similarity.T)]
-    return -torch.cat(found).mean()
-
-
-def dhn_nce(similarity: Tensor, same: Tensor, hard: float) -> Tensor:
-    """Decoupled hard negative NCE of similarities (B, B), divided by a temperature; row b's partner is column b.
-
-    Decoupled: the partner is not among those that it is told from. Hard: negative j of row b weighs
-    N exp(hard s_bj) / sum_k exp(hard s_bk), N their number, so that what looks alike counts more. The mean over both
-    ways; rows without negatives are left out.
-    """
-    losses = []
-    for each in (similarity, similarity.T):
-        some = (~same).any(1)
-        if some.any():
-            weight = (hard * each[some]).masked_fill(same[some], -torch.inf).log_softmax(1)
-            many = (~same)[some].sum(1, keepdim=True).log()
-            losses.append((each[some] + weight + many).logsumexp(1) - each.diag()[some])
-    return torch.cat(losses).mean() if losses else 0.0 * similarity.sum()
 
 
 def unit(maps: Tensor) -> Tensor:
@@ -229,7 +96,7 @@ class FromCaptions(Pretrained):
     axes = 2
     trial = OneFindingTask("embedded", labelled=2, versions=1)
 
-    def saliency(self, net: ImageText, image: Tensor, sentence: str) -> Tensor:
+    def saliency(self, net: CaptionNet, image: Tensor, sentence: str) -> Tensor:
         """(H, W), 0 to 1: how much of what the sentence says comes from each pixel of an image (1, C, H, W)."""
         raise NotImplementedError
 
@@ -241,7 +108,7 @@ class FromCaptions(Pretrained):
         """`captions` learns from captions, `average` is its average; with a U-Net there are `model` and `mean`, too."""
         if dims != 2:
             raise MedcookError("Captions are of images, not of volumes.", "Take a task of slices.")
-        net = ImageText(inputs)
+        net = CaptionNet(inputs)
         nets = nn.ModuleDict({"captions": net, "average": fresh(net)})
         if self.weak:
             nets["model"] = UNet(inputs=inputs, classes=2, channels=self.channels)
@@ -281,13 +148,13 @@ class FromCaptions(Pretrained):
             self.make(nets, labelled)
         return nothing() if is_captions or not self.weak else self.supervised(nets, labelled, then)
 
-    def match(self, net: ImageText, images: Tensor, captions: tuple[str, ...]) -> Tensor:
+    def match(self, net: CaptionNet, images: Tensor, captions: tuple[str, ...]) -> Tensor:
         """The contrastive loss of images (B, C, H, W) and their captions."""
         similarity = net.images(images) @ net.texts(captions).T / self.heat
         same = same_captions(captions).to(similarity.device)
         with torch.autocast(similarity.device.type, enabled=False):
             similarity = similarity.float()
-            return info_nce(similarity, same) if self.contrast == "info-nce" else dhn_nce(similarity, same, self.hard)
+            return clip_loss(similarity, same) if self.contrast == "info-nce" else dhn_nce(similarity, same, self.hard)
 
     def make(self, nets: nn.ModuleDict, batch: Batch) -> None:
         """Keep SAM's masks of some images of a batch, each asked for with its own caption."""
@@ -372,8 +239,3 @@ def described_rows(fitted, case: Case) -> list[dict]:
         evaluation.row(case, kind, **{key: float(np.mean([one[key] for one in many])) for key in kept})
         for kind, many in found.items()
     ]
-
-
-ONE = OneFindingTask("chest_xray", evaluation="test")
-ONE_QUICK = OneFindingTask("embedded", versions=1)
-BUDGET = Budget(steps=900, batch=24, checks=0)

@@ -84,16 +84,7 @@ class AlignedUNet(nn.Module):
 
     def encode(self, images: Tensor) -> list[Tensor]:
         """Features (B, C, h, w) of the finest levels on the way up, the finest first."""
-        maps = [self.net.down[0](images)]
-        for block in self.net.down[1:]:
-            maps.append(block(self.net.pool(maps[-1], 2)))
-        x = maps.pop()
-        found = [x]
-        for block, skip in zip(reversed(self.net.up), reversed(maps), strict=True):
-            x = F.interpolate(x, size=skip.shape[2:], mode=self.net.mode, align_corners=False)
-            x = block(torch.cat([skip, x], dim=1))
-            found.append(x)
-        return found[::-1][: len(self.words)]
+        return self.net.ascend(self.net.descend(images))[: len(self.words)]
 
     def align(self, maps: list[Tensor], sentences: tuple[str, ...]) -> Tensor:
         """Scores (B, S, H, W) float32 of every phrase in every image, summed over levels.
@@ -172,7 +163,8 @@ def grain_rows(fitted, case: Case) -> list[dict]:
             answers = fitted.method.answer(nets, image, tuple(question.sentence for question in questions))[0]
         pairs = zip(answers.float().numpy(), questions, strict=True)
         measured = [measures(answer, means(fields * 0, fields, question)[0].numpy()) for answer, question in pairs]
-        found[f"dice_{grain}"] = float(np.mean([each["dice"] for each in measured if "dice" in each] or [np.nan]))
+        shown = [each["dice"] for each in measured if not np.isnan(each["dice"])]
+        found[f"dice_{grain}"] = float(np.mean(shown or [np.nan]))
     return [row | found for row in rows]
 
 

@@ -17,17 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medcook.recipes.language._saliency import (
-    BUDGET,
-    ONE,
-    ONE_QUICK,
-    FromCaptions,
-    ImageText,
-    described_rows,
-    larger,
-    largest,
-    unit,
-)
+from medcook.recipes.language._captions import BUDGET, ONE, ONE_QUICK, CaptionNet
+from medcook.recipes.language._saliency import FromCaptions, described_rows, larger, largest, unit
 from medcook.recipes.language._settings import scales
 from medcook.recipes.recipe import Arm, Component, Recipe
 
@@ -37,7 +28,7 @@ SMOOTH, BILATERAL = 3.0, 5.0
 """What neighbours count in the random field: near ones, and those that look alike."""
 
 
-def gscorecam(net: ImageText, image: Tensor, sentence: str, top: int, heat: float) -> Tensor:
+def gscorecam(net: CaptionNet, image: Tensor, sentence: str, top: int, heat: float) -> Tensor:
     """(H, W), 0 to 1: the saliency of a sentence in an image (1, C, H, W), from `top` channels of the last cells."""
     text, size = net.texts((sentence,)).detach(), image.shape[2:]
     with torch.enable_grad():
@@ -92,7 +83,7 @@ class MedClipSam(FromCaptions):
 
     top: int = 10
 
-    def saliency(self, net: ImageText, image: Tensor, sentence: str) -> Tensor:
+    def saliency(self, net: CaptionNet, image: Tensor, sentence: str) -> Tensor:
         return gscorecam(net, image, sentence, self.top, self.heat)
 
     def rough(self, image: np.ndarray, saliency: np.ndarray) -> np.ndarray:

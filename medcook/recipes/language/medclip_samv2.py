@@ -20,17 +20,8 @@ from torch import Tensor, nn
 
 from medcook.methods import Moment
 from medcook.pretraining import fresh, one_cycle
-from medcook.recipes.language._saliency import (
-    BUDGET,
-    ONE,
-    ONE_QUICK,
-    FromCaptions,
-    ImageText,
-    described_rows,
-    larger,
-    largest,
-    unit,
-)
+from medcook.recipes.language._captions import BUDGET, ONE, ONE_QUICK, CaptionNet
+from medcook.recipes.language._saliency import FromCaptions, described_rows, larger, largest, unit
 from medcook.recipes.language._settings import scales
 from medcook.recipes.language.medclip_sam import MedClipSam
 from medcook.recipes.recipe import Arm, Component, Recipe
@@ -45,7 +36,7 @@ def capacity(kept: Tensor, features: Tensor) -> Tensor:
     return (mean**2 + spread**2 - 1) / 2 - spread.clamp_min(1e-12).log()
 
 
-def bottleneck(net: ImageText, features: Tensor, text: Tensor, weight: float, steps: int, samples: int = 10) -> Tensor:
+def bottleneck(net: CaptionNet, features: Tensor, text: Tensor, weight: float, steps: int, samples: int = 10) -> Tensor:
     """(C, h, w): how much of features (1, C, h, w) passes when they shall stay similar to a vector (1, width).
 
     The noise is the same each time, so that the same image has the same saliency.
@@ -89,7 +80,7 @@ class MedClipSamV2(FromCaptions):
     looks: int = 10
     cycles: int = 3
 
-    def saliency(self, net: ImageText, image: Tensor, sentence: str) -> Tensor:
+    def saliency(self, net: CaptionNet, image: Tensor, sentence: str) -> Tensor:
         with torch.enable_grad():
             features = net.maps(image).detach()
             meant = net.texts((sentence,)) if self.text else net.pooled(net.cells(features))

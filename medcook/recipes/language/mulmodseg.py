@@ -82,14 +82,8 @@ class TextHeaded(nn.Module):
 
     def both_ends(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The features that heads see (B, WIDTH, H, W), and the deepest ones of the U-Net."""
-        maps = [self.net.down[0](images)]
-        for block in self.net.down[1:]:
-            maps.append(block(self.net.pool(maps[-1], 2)))
-        x = maps[-1]
-        for block, skip in reversed(list(zip(self.net.up, maps[:-1], strict=True))):
-            x = F.interpolate(x, size=skip.shape[2:], mode=self.net.mode, align_corners=False)
-            x = block(torch.cat([skip, x], dim=1))
-        return self.net.head(x), maps[-1]
+        maps = self.net.descend(images)
+        return self.net.head(self.net.ascend(maps)[0]), maps[-1]
 
 
 class Plain(nn.Module):

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from medcook import evaluation
 from medcook.data import Case
-from medcook.language import ToldUNet
+from medcook.language import ToldUNet, mean_words
 from medcook.recipes.language._boxes import detections
 from medcook.recipes.language._findings import FINDINGS as COMBINATIONS
 from medcook.recipes.language._findings import box_iou, box_of, measures
@@ -62,8 +62,7 @@ class KnowingUNet(ToldUNet):
             words, empty = self.text.tokens(said)
             facts = [facts_about(sentence) if self.knowledge else () for sentence in sentences]
             fused = self.fusion(words, *self.known(facts, words, empty))
-            there = (~empty)[..., None].float()
-            return (fused * there).sum(1) / there.sum(1)
+            return mean_words(fused, empty)
 
     def known(self, facts: list[tuple[str, ...]], words: Tensor, empty: Tensor) -> tuple[Tensor, Tensor]:
         """Words (B, M, width) of what is known for each of B expressions, and where there is none (B, M).

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from medcook import evaluation
 from medcook.data import Case
-from medcook.language import ToldUNet
+from medcook.language import ToldUNet, mean_words
 from medcook.recipes.language._boxes import average_precision, detections
 from medcook.recipes.language._described import HELD_OUT, Categories, category_of
 from medcook.recipes.language._findings import box_of
@@ -131,9 +131,7 @@ class GroundingUNet(ToldUNet):
             if layer >= 0:
                 with torch.autocast(x.device.type, enabled=False):
                     x, branches, before = self.layers[layer](x.float(), branches, before)
-        words, empty = branches[0]
-        there = (~empty)[..., None].float()
-        weights = self.ask((words * there).sum(1) / there.sum(1)).float()
+        weights = self.ask(mean_words(*branches[0])).float()
         found = torch.einsum("bchw,bc->bhw", x.float(), weights[:, :-1])
         return found / x.shape[1] ** 0.5 + weights[:, -1][:, None, None]
 

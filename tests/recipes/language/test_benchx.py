@@ -12,8 +12,9 @@ from torch import nn
 
 from medcook.data import IGNORE
 from medcook.methods import Batch, Moment
+from medcook.methods.contrastive import matched, numbered
 from medcook.recipes.language import _bench
-from medcook.recipes.language._bench import BRAINS, BenchTask, Candidates, both_ways, word_similarity
+from medcook.recipes.language._bench import BRAINS, BenchTask, Candidates, word_similarity
 from medcook.recipes.language._reading import Reader
 from medcook.recipes.language.benchx import (
     FULL_ARMS,
@@ -253,7 +254,9 @@ class TestGLoRIA:
         similar = torch.randn(3, 3).double()
         target = torch.tensor([[0.5, 0, 0.5], [0, 1, 0], [0.5, 0, 0.5]]).double()
         forth, back = (-(target * s.log_softmax(1)).sum(1).mean() for s in (similar, similar.T))
-        assert both_ways(similar, ("a", "b", "a")).item() == pytest.approx(((forth + back) / 2).item(), rel=1e-5)
+        assert matched(similar, numbered(("a", "b", "a"))).item() == pytest.approx(
+            ((forth + back) / 2).item(), rel=1e-5
+        )
 
     def test_the_whole_and_the_words_count(self):
         method = BenchGLoRIA(**SMALL)
@@ -264,7 +267,8 @@ class TestGLoRIA:
         local = word_similarity(parts["place"](maps.flatten(2).transpose(1, 2)), parts["word"](words), empty, 4, 5)
         vectors = F.normalize(parts["see"](nets["model"].features(images)), dim=1)
         texts = F.normalize(parts["hear"](parts["text"](REPORTS)), dim=1)
-        wanted = both_ways(10 * local, REPORTS) + both_ways(10 * vectors @ texts.T, REPORTS)
+        numbers = numbered(REPORTS)
+        wanted = matched(10 * local, numbers) + matched(10 * vectors @ texts.T, numbers)
         assert found.item() == pytest.approx(wanted.item(), rel=1e-4)
 
 

@@ -10,20 +10,17 @@ from medcook.data.transforms import NONE
 from medcook.losses import cross_entropy_and_dice
 from medcook.methods import Batch, Moment
 from medcook.recipes.language import _saliency
-from medcook.recipes.language._findings import FINDINGS, fields_of, value_of
-from medcook.recipes.language._saliency import (
+from medcook.recipes.language._captions import (
     NOTHING,
-    ImageText,
+    CaptionNet,
     OneFindingTask,
-    asked_with_box,
-    described_rows,
+    clip_loss,
     dhn_nce,
-    info_nce,
-    largest,
     one_drawn,
     same_captions,
-    unit,
 )
+from medcook.recipes.language._findings import FINDINGS, fields_of, value_of
+from medcook.recipes.language._saliency import asked_with_box, described_rows, largest, unit
 from medcook.recipes.language.medclip_sam import MedClipSam, gscorecam, kernels, random_field, recipe
 
 TINY = dict(channels=(4, 8), augmentation=NONE)
@@ -71,7 +68,7 @@ class TestLoss:
             one, other = (similarities() + (more + step) * torch.eye(5) for step in (0, 1))
             found = dhn_nce(one, different(), 0.15) - dhn_nce(other, different(), 0.15)
             assert found.item() == pytest.approx(1, abs=1e-4)
-        assert (info_nce(one, different()) - info_nce(other, different())).item() < 0.01
+        assert (clip_loss(one, different()) - clip_loss(other, different())).item() < 0.01
 
     def test_hard_negatives_count_more(self):
         found = similarities() / 3
@@ -83,18 +80,18 @@ class TestLoss:
         hardest = found[~different()].argmax()
         assert slopes[1.0][hardest] > 1.3 * slopes[0.0][hardest]
 
-    def test_without_differences_it_is_info_nce(self):
+    def test_without_differences_it_is_clip_loss(self):
         found = similarities()
         rows = torch.arange(5)
         expected = (F.cross_entropy(found, rows) + F.cross_entropy(found.T, rows)) / 2
-        torch.testing.assert_close(info_nce(found, different()), expected)
+        torch.testing.assert_close(clip_loss(found, different()), expected)
 
     def test_equal_captions_are_no_negatives(self):
         found, same = similarities(), same_captions(("a", "b", "a", "c", "d"))
         assert same.sum() == 7
         changed = found.clone()
         changed[0, 2], changed[2, 0] = 50.0, 50.0
-        for loss in (lambda x: dhn_nce(x, same, 0.15), lambda x: info_nce(x, same)):
+        for loss in (lambda x: dhn_nce(x, same, 0.15), lambda x: clip_loss(x, same)):
             torch.testing.assert_close(loss(found), loss(changed))
         alone = dhn_nce(found, torch.ones(5, 5, dtype=torch.bool), 0.15)
         assert alone.item() == 0 and alone.requires_grad
@@ -104,11 +101,11 @@ class TestLoss:
         differ = {key for key, value in arms["medclip-sam"].items() if arms["plain InfoNCE"][key] != value}
         assert differ == {"contrast"} and recipe.ablation == ("medclip-sam", "plain InfoNCE")
         torch.manual_seed(0)
-        net, images, said = ImageText(1).eval(), torch.randn(3, 1, 16, 16), ("nodule", "patch", "cavity")
+        net, images, said = CaptionNet(1).eval(), torch.randn(3, 1, 16, 16), ("nodule", "patch", "cavity")
         found = net.images(images) @ net.texts(said).T / 0.1
         torch.testing.assert_close(MedClipSam().match(net, images, said), dhn_nce(found, different(3), 0.15))
         plain = MedClipSam(contrast="info-nce").match(net, images, said)
-        torch.testing.assert_close(plain, info_nce(found, different(3)))
+        torch.testing.assert_close(plain, clip_loss(found, different(3)))
 
 
 @pytest.mark.component("fine-tuned BiomedCLIP")
@@ -134,7 +131,7 @@ class TestCaptions:
 
     def test_it_learns_which_caption_belongs_to_which_image(self):
         torch.manual_seed(0)
-        net, method = ImageText(1, channels=(4, 8, 8), cells=16, width=16), MedClipSam()
+        net, method = CaptionNet(1, channels=(4, 8, 8), cells=16, width=16), MedClipSam()
         optimiser = torch.optim.Adam(net.parameters(), 1e-2)
         places = {"in the right lung": (slice(2, 8), slice(2, 8)), "in the left lung": (slice(8, 14), slice(8, 14))}
         images = torch.zeros(2, 1, 16, 16)
@@ -150,7 +147,7 @@ class TestCaptions:
     def test_every_parameter_is_trained_at_any_size_and_precision(self, size):
         for enabled in (False, True):
             torch.manual_seed(0)
-            net, images = ImageText(1), torch.randn(3, 1, *size)
+            net, images = CaptionNet(1), torch.randn(3, 1, *size)
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
                 loss = MedClipSam().match(net, images, ("small nodule", "large patch", "cavity"))
             loss.backward()
@@ -158,9 +155,9 @@ class TestCaptions:
             assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
 
 
-def alive() -> ImageText:
+def alive() -> CaptionNet:
     """A network of random weights, none of whose channels is zero all over."""
-    net = ImageText(1).eval()
+    net = CaptionNet(1).eval()
     nn.init.constant_(net.mix[1].bias, 1.0)
     return net
 

@@ -11,7 +11,8 @@ from torch.distributions import Normal, kl_divergence
 from medcook.data.transforms import NONE
 from medcook.methods import Batch, Moment
 from medcook.recipes.language import medclip_samv2
-from medcook.recipes.language._saliency import ImageText, dhn_nce, largest
+from medcook.recipes.language._captions import CaptionNet, dhn_nce
+from medcook.recipes.language._saliency import largest
 from medcook.recipes.language.medclip_samv2 import MedClipSamV2, bottleneck, capacity, recipe, two_clusters
 
 TINY = dict(channels=(4, 8), augmentation=NONE)
@@ -48,7 +49,7 @@ class TestBottleneck:
     def test_first_step_against_autograd(self):
         """One step of Adam moves every gate by its rate, against the slope of compression less fit."""
         torch.manual_seed(0)
-        net, features = ImageText(1).eval(), torch.randn(1, 48, 4, 5).relu()
+        net, features = CaptionNet(1).eval(), torch.randn(1, 48, 4, 5).relu()
         text = F.normalize(torch.randn(1, 64), dim=1)
         gate = torch.full((48, 4, 5), 5.0, requires_grad=True)
         share = gate.sigmoid()
@@ -62,7 +63,7 @@ class TestBottleneck:
 
     def test_saliency_is_of_the_sentence_but_for_the_ablation(self):
         torch.manual_seed(0)
-        net, image = ImageText(1).eval(), torch.randn(1, 1, 16, 20)
+        net, image = CaptionNet(1).eval(), torch.randn(1, 1, 16, 20)
         for text in (True, False):
             one, again, other = (
                 MedClipSamV2(text=text).saliency(net, image, said) for said in ("nodule", "nodule", "large patch")
@@ -86,7 +87,7 @@ class TestBottleneck:
     def test_the_sum_over_channels_is_shown(self, monkeypatch):
         passed = torch.rand(48, 4, 5)
         monkeypatch.setattr(medclip_samv2, "bottleneck", lambda *args: passed)
-        found = MedClipSamV2().saliency(ImageText(1).eval(), torch.randn(1, 1, 16, 20), "nodule")
+        found = MedClipSamV2().saliency(CaptionNet(1).eval(), torch.randn(1, 1, 16, 20), "nodule")
         expected = F.interpolate(passed.sum(0)[None, None], (16, 20), mode="bilinear")[0, 0]
         expected = (expected - expected.min()) / (expected.max() - expected.min())
         torch.testing.assert_close(found, expected)
@@ -109,7 +110,7 @@ def test_two_clusters_are_those_of_k_means():
 @pytest.mark.component("DHN-NCE loss")
 def test_captions_are_learnt_by_it():
     torch.manual_seed(0)
-    net, images, said = ImageText(1).eval(), torch.randn(3, 1, 16, 16), ("nodule", "patch", "cavity")
+    net, images, said = CaptionNet(1).eval(), torch.randn(3, 1, 16, 16), ("nodule", "patch", "cavity")
     found = net.images(images) @ net.texts(said).T / 0.1
     expected = dhn_nce(found, torch.eye(3, dtype=torch.bool), 0.15)
     torch.testing.assert_close(MedClipSamV2().match(net, images, said), expected)
