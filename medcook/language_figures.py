@@ -9,6 +9,8 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from torch import Tensor
 
 from medcook import plots
@@ -52,21 +54,10 @@ def answers_figure(rows: Sequence[Sequence[Answered]], manifest: Manifest) -> Fi
             draw_answer(panel, shown)
         for panel in panels[len(answered) :]:
             panel.set_axis_off()
-    handles = [_patch(ANSWER, "answer"), _line(TRUTH, "what the sentence means")]
+    handles = [Patch(facecolor=ANSWER, alpha=0.55, label="answer")]
+    handles.append(Line2D([], [], color=TRUTH, label="what the sentence means"))
     figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False, fontsize=8)
     return plots.credit(figure, manifest)
-
-
-def _patch(shade: str, name: str):
-    from matplotlib.patches import Patch
-
-    return Patch(facecolor=shade, alpha=0.55, label=name)
-
-
-def _line(shade: str, name: str):
-    from matplotlib.lines import Line2D
-
-    return Line2D([], [], color=shade, label=name)
 
 
 @torch.no_grad()

@@ -32,17 +32,18 @@ PROFILE = None
 # %%
 from dataclasses import replace
 
-import numpy as np  # noqa: F401, for the exercises
+import numpy as np
 import pandas as pd
 import torch
 from IPython.display import display
 
-from medcook import comparison, language_figures, teaching, widgets
+from medcook import comparison, language_figures, metrics, teaching, widgets
 from medcook.evidence import evidence_frame
 from medcook.exercises import check
 from medcook.language import Modulation, Question, TextEncoder, mask_loss, meant
 from medcook.profiles import resolve_profile
-from medcook.recipes.language import _findings, _queries, _reading, _reports, _settings, _streams, medal_s
+from medcook.recipes import find_recipe
+from medcook.recipes.language import _findings, _queries, _reading, _reports, _streams, medal_s
 from medcook.training import fit
 
 profile = resolve_profile(PROFILE)
@@ -54,11 +55,9 @@ pd.set_option("display.max_colwidth", None)
 # means: sometimes one of them, sometimes several, sometimes none. Everything else in the image is real.
 
 # %% tags=["cover"]
-task = {"quick": _settings.FINDINGS_QUICK, "full": _settings.FINDINGS}.get(profile, _settings.FINDINGS)
+method, task, budget, seed = find_recipe("rexgroundingct").run(profile, "sentences", 0)  # the chapter's baseline
 task = replace(task, evaluation="val")  # the chapter looks at validation patients; the test set is the recipes'
-budget = replace(_settings.FINDINGS_BUDGET, steps=60 if profile == "quick" else 900)
-method = _settings.BASELINE
-listener = fit(method, task, budget, 0)
+listener = fit(method, task, budget, seed)
 nets, shown, spoken = listener.nets.eval(), task.samples("val"), method.language
 most = [number for number in range(len(shown)) if len(shown.labels[number].unique()) > 4]
 number = most[0] if most else 0
@@ -108,9 +107,9 @@ for name, sentences in (("its own sentence", asked), ("another image's sentence"
         ]
     masks = torch.cat(parts) > 0.5
     own = meant(shown.labels, asked) == 1
-    overlap = 2 * (masks & own).sum((1, 2)) / (masks.sum((1, 2)) + own.sum((1, 2))).clamp_min(1)
+    overlap = [metrics.dice(*pair) for pair in zip(masks.numpy(), own.numpy(), strict=True)]
     found[name] = {
-        "Dice with what its own sentence means": float(overlap.mean()),
+        "Dice with what its own sentence means": np.mean(overlap),
         "pixels answered": float(masks.sum((1, 2)).float().mean()),
     }
 pd.DataFrame(found).T.round(2)
@@ -233,8 +232,7 @@ for number, one in enumerate(shown.labels):
     there = [value for value in one.unique().tolist() if value]
     asked = [Question(spoken.name(value), (value,)) for value in there]
     for answer in language_figures.answered(method, nets, shown.images[number], one, asked):
-        mask = answer.answer > 0.5
-        scored.append((2 * (mask & answer.truth).sum() / max(1, mask.sum() + answer.truth.sum()), len(scored), answer))
+        scored.append((metrics.dice(answer.answer > 0.5, answer.truth), len(scored), answer))
 scored.sort()
 language_figures.answers_figure(
     [[answer for *_, answer in scored[-5:]], [answer for *_, answer in scored[:5]]], task.data.manifest

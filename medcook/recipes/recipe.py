@@ -32,7 +32,8 @@ class Arm:
 class Scale:
     """What one profile runs: the task, the budget of a run, how many replicates, and which arms (None: all).
 
-    methods     {arm: Method} of arms whose published setting differs at this profile by more than task and budget
+    methods     {arm: Method} of arms whose published setting differs at this profile by more than task and budget, or
+                which at `quick` must call other structures by other names
     claim       the recipe's claim in the words of this setting, where it is another one
     """
 

@@ -21,6 +21,8 @@ from medcook import evaluation
 from medcook.data import Case
 from medcook.language import Question, one_of
 from medcook.preparation import Preparation
+from medcook.recipes.synthesis import _regions
+from medcook.sam import prompts
 from medcook.sampling import trained
 from medcook.synthesis import small
 from medcook.tasks import Task
@@ -236,17 +238,17 @@ class Spoken:
 
 def box_of(mask: np.ndarray) -> tuple[int, int, int, int] | None:
     """(top, left, bottom, right) of a mask (H, W), the last two exclusive; None where it is empty."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return (rows[0], columns[0], rows[-1] + 1, columns[-1] + 1) if len(rows) else None
+    if not mask.any():
+        return None
+    left, top, right, bottom = map(int, prompts.box_of(mask))
+    return top, left, bottom, right
 
 
 def box_iou(one: tuple[int, int, int, int] | None, other: tuple[int, int, int, int] | None) -> float:
     """Intersection over union of two boxes; 0 where one is missing."""
     if one is None or other is None:
         return 0.0
-    height, width = (max(0, min(one[k + 2], other[k + 2]) - max(one[k], other[k])) for k in (0, 1))
-    area = lambda box: (box[2] - box[0]) * (box[3] - box[1])  # noqa: E731
-    return height * width / (area(one) + area(other) - height * width)
+    return float(_regions.box_iou(torch.tensor(one).double(), torch.tensor(other).double()))
 
 
 def asked_of(label: Tensor, language: Spoken, rng: np.random.Generator) -> dict[str, list[Question]]:

@@ -16,6 +16,7 @@ from medcook.preparation import Preparation
 from medcook.recipes.language._findings import FindingsTask, Spoken
 from medcook.recipes.recipe import Scale
 from medcook.recipes.sam_adaptation._modalities import EachItsOwn, ModalitiesTask, prepared_as
+from medcook.sampling import trained
 from medcook.synthesis import small
 from medcook.tasks import Budget, Task
 
@@ -45,15 +46,6 @@ BASELINE = ToldOfFindings()
 @dataclass(frozen=True)
 class SmallEach(EachItsOwn):
     """The preparation of the set that a case comes from, with fewer pixels."""
-
-    def window(self, case: Case):
-        return self.own(case).window(case)
-
-    def images(self, case: Case) -> Tensor:
-        return self.own(case).images(case)
-
-    def labels(self, case: Case, values=None) -> Tensor:
-        return self.own(case).labels(case, values)
 
     def own(self, case: Case) -> Preparation:
         """A hippocampus volume's slices fill the image; of all others the image shows as much as ever."""
@@ -146,8 +138,7 @@ def own_values(task: Task, case: Case) -> list[int]:
 @torch.no_grad()
 def asked_for(fitted, case: Case, values: tuple[int, ...]) -> dict[int, Tensor]:
     """{label value: mask (*spatial) bool} of the answers to the names of these values."""
-    fitted.nets.load_state_dict(fitted.weights["last"])
-    nets, preparation = fitted.nets.eval(), fitted.task.preparation
+    nets, preparation = trained(fitted), fitted.task.preparation
     sentences = tuple(fitted.method.language.name(value) for value in values)
     parts = [fitted.method.answer(nets, part, sentences) for part in preparation.images(case).split(16)]
     answers = torch.cat(parts)

@@ -108,14 +108,17 @@ class Several(Dataset):
 class EachItsOwn(Preparation):
     """The preparation of the set that a case comes from."""
 
+    def own(self, case: Case) -> Preparation:
+        return prepared_as(case.attributes["set"])
+
     def window(self, case: Case):
-        return prepared_as(case.attributes["set"]).window(case)
+        return self.own(case).window(case)
 
     def images(self, case: Case) -> Tensor:
-        return prepared_as(case.attributes["set"]).images(case)
+        return self.own(case).images(case)
 
     def labels(self, case: Case, values: np.ndarray | None = None) -> Tensor:
-        return prepared_as(case.attributes["set"]).labels(case, values)
+        return self.own(case).labels(case, values)
 
 
 @lru_cache(maxsize=4)
