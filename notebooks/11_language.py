@@ -162,7 +162,8 @@ for name, reports in (("three reports", ("a", "b", "c")), ("two of them the same
     matched = _reading.pairs(corners, corners, reports)
     mixed = _reading.pairs(corners, corners.roll(1, 0), reports)
     print(f"{name:20}: loss of matched pairs {matched:.2f}, of mixed up ones {mixed:.2f}")
-print(_reports.facts_of("Inactive TB scars LUL, new cavity in the right upper lobe"))
+for name, stated in _reports.facts_of("Inactive TB scars LUL, new cavity in the right upper lobe")._asdict().items():
+    print(f"{name:20}: {', '.join(sorted(stated))}")
 
 # %% [markdown]
 # **What, and where.** *MeDSLIP* (Fan et al. 2024) takes a report apart: each sign belongs to places, and an image is

@@ -19,6 +19,8 @@ SHELL_CALLS = {"os.system", "os.popen", "subprocess.run", "subprocess.Popen", "s
 CWD_CALLS = {"os.getcwd", "os.chdir", "Path.cwd", "pathlib.Path.cwd"}
 ABSOLUTE = re.compile(r"^(/[\w.]+(/|$)|~[/\\]|[A-Za-z]:[\\/])")
 RELATIVE = re.compile(r"^\.\.?[/\\]")
+SET = re.compile(r"(?<![\w:])\{('[^']*'|\"[^\"]*\"), [^:{}]*\}")
+"""A printed set of texts; Python orders it anew in every process."""
 MAGIC = re.compile(r"^(\s*)%%?[A-Za-z].*$", re.MULTILINE)
 
 
@@ -33,12 +35,14 @@ def problems(notebook: NotebookNode, name: str) -> list[str]:
 
 
 def output_problems(notebook: NotebookNode, name: str) -> list[str]:
-    """Checked cells without a stored text output: nbval would compare nothing there. Errors that were stored."""
+    """What nbval cannot compare: a checked cell without a stored text, or one that prints a set. Stored errors."""
     found = []
     for number, cell in enumerate(notebook.cells, 1):
         outputs = cell.get("outputs", [])
         if CHECK in tags(cell) and not any(map(_has_text, outputs)):
             found.append(f"{name}: cell {number} is tagged {CHECK} and has no stored text output")
+        if CHECK in tags(cell) and any(SET.search(_text(output)) for output in outputs):
+            found.append(f"{name}: cell {number} prints a set, whose order changes from run to run: print it sorted")
         if any(output.output_type == "error" for output in outputs):
             found.append(f"{name}: cell {number} has a stored error")
     return found
@@ -48,6 +52,10 @@ def _has_text(output: NotebookNode) -> bool:
     if output.output_type == "stream":
         return output.name == "stdout" and bool(output.text.strip())
     return "text/plain" in output.get("data", {}) and "image/png" not in output.data
+
+
+def _text(output: NotebookNode) -> str:
+    return output.get("text", "") + output.get("data", {}).get("text/plain", "")
 
 
 def _parameters(notebook: NotebookNode, name: str) -> list[str]:

@@ -85,6 +85,19 @@ def test_a_checked_cell_needs_a_stored_text_output(write_chapter):
     assert len(output_problems(notebook, "n")) == 2
 
 
+@pytest.mark.parametrize("text", ["frozenset({'b', 'a'})", "{'b', 'a'}\n", "Facts(signs=frozenset({'b', \"it's\"}))"])
+def test_a_checked_cell_prints_no_set(write_chapter, text):
+    notebook = write_chapter(*GOOD).read()
+    tagged = [cell for cell in notebook.cells if "nbval-check-output" in cell.metadata.get("tags", [])]
+    for cell in tagged:
+        cell.outputs = [nbformat.v4.new_output("stream", text="{'a': 1, 'b': 2} {0, 1} {'a'} ['b', 'a']\n")]
+    assert output_problems(notebook, "n") == []
+    tagged[0].outputs = [nbformat.v4.new_output("stream", text=text)]
+    assert "prints a set" in " ".join(output_problems(notebook, "n"))
+    tagged[0].outputs = [nbformat.v4.new_output("execute_result", {"text/plain": text})]
+    assert "prints a set" in " ".join(output_problems(notebook, "n"))
+
+
 def test_a_stored_error_is_named(write_chapter):
     notebook = write_chapter("1 / 0").read()
     notebook.cells[2].outputs = [nbformat.v4.new_output("error", ename="E", evalue="", traceback=[])]
