@@ -28,7 +28,7 @@ SPICULES = (5, 9)
 
 
 def nodule(kind: int, centre: tuple[float, float], size: tuple[int, int], rng: np.random.Generator):
-    """Brightness (H, W), about 0 to 1.2, and mask (H, W) bool of a nodule around a place; sizes scale with the image."""
+    """Brightness (H, W), 0 to 1.3, and mask (H, W) bool of a nodule around a place; sizes scale with the image."""
     rows, columns = np.indices(size)
     down, across = rows - centre[0], columns - centre[1]
     angle, distance = np.arctan2(down, across), np.hypot(down, across)
