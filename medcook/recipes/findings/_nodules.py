@@ -28,12 +28,19 @@ SPICULES = (5, 9)
 
 
 def nodule(kind: int, centre: tuple[float, float], size: tuple[int, int], rng: np.random.Generator):
-    """Brightness (H, W), 0 to 1.3, and mask (H, W) bool of a nodule around a place; sizes scale with the image."""
+    """`shaped` by random numbers of a kind's ranges."""
+    return shaped(rng.uniform(*DEGREES[kind]), rng.uniform(*RADIUS), centre, size, rng)
+
+
+def shaped(degree: float, radius: float, centre: tuple[float, float], size: tuple[int, int], rng: np.random.Generator):
+    """Brightness (H, W), 0 to 1.3, and mask (H, W) bool of a nodule around a place.
+
+    degree  how malignant it looks, 0 to 1;   radius  in pixels of an image of 96 rows: sizes scale with the image
+    """
     rows, columns = np.indices(size)
     down, across = rows - centre[0], columns - centre[1]
     angle, distance = np.arctan2(down, across), np.hypot(down, across)
-    degree = rng.uniform(*DEGREES[kind])
-    edge = rng.uniform(*RADIUS) * size[0] / 96 * (1 + 0.22 * degree * waves(angle, rng))
+    edge = radius * size[0] / 96 * (1 + 0.22 * degree * waves(angle, rng))
     body = np.clip((edge + 0.7 - distance) / 1.4, 0, 1)
     calcified = 0.5 * (rng.random() < 0.4 * (1 - degree)) * np.exp(-((2.5 * distance / edge) ** 2))
     return np.maximum(body * (0.85 + calcified), degree * spicules(angle, distance, edge, rng)), distance <= edge
