@@ -19,6 +19,7 @@ from medcook.domains import Look
 from medcook.fair_figures import threshold_view
 from medcook.few_shot.supports import support_view
 from medcook.film import Film, draw_frame, error_handles
+from medcook.findings_figures import Diagnosed, diagnosed_figure
 from medcook.handover import handover_view
 from medcook.imperfect_figures import noise_view
 from medcook.language_figures import answered, answers_figure
@@ -237,6 +238,25 @@ def question_explorer(method, nets: nn.ModuleDict, samples, manifest: Manifest, 
         return answers_figure([shown], manifest)
 
     return live(draw, number, *menus)
+
+
+def nodule_explorer(scores: Mapping[str, Callable], paint: Callable, images: int, manifest: Manifest) -> widgets.VBox:
+    """Draw a nodule as smooth or as malignant as you like into one of some images, and see what everyone thinks of it.
+
+    scores  {who: (images (1, C, H, W), labels (1, H, W)) -> probabilities (1,)}
+    paint   (number of the image, degree 0 to 1, radius) -> image (C, H, W) and label (H, W)
+    """
+    number = widgets.IntSlider(0, 0, images - 1, description="image")
+    degree = widgets.FloatSlider(0.5, min=0, max=1, step=0.1, description="spicules")
+    radius = widgets.FloatSlider(4.5, min=2.5, max=7, step=0.5, description="radius")
+
+    def draw(k: int, how_malignant: float, size: float) -> Figure:
+        image, label = paint(k, how_malignant, size)
+        thought = {name: float(score(image[None], label[None])[0]) for name, score in scores.items()}
+        shown = Diagnosed(image[0].numpy(), label.numpy() > 0, f"drawn: {how_malignant:.1f} of 1", thought)
+        return diagnosed_figure([shown], manifest)
+
+    return live(draw, number, degree, radius)
 
 
 def live(draw: Callable[..., Figure], *controls: widgets.ValueWidget) -> widgets.VBox:
