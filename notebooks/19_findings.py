@@ -1,0 +1,334 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 19 · Findings and diagnosis
+#
+# **After this chapter you can** build classifiers and detectors that use segmentation: of lungs, of lesions, of what
+# surrounds them; judge them by ranking (AUC), by detections (average precision) and by the facts in a report; check
+# where a classifier looks; and read a paper on diagnosis with the right questions.
+#
+# | profile | data | minutes on 2 cores | memory |
+# |---|---|---|---|
+# | `quick` | simulated brains that ship with the book, no network | 1 | under 1 GB |
+# | `full` | chest X-rays, tuberculosis or not (Montgomery, Shenzhen); nodules drawn into them | about 5 | 2 GB |
+#
+# What you see on the web was made by `full`. **Expect** that it matters more what a classifier is shown than what it is
+# made of, and that a hundred patients leave wide intervals around an AUC.
+
+# %% tags=["parameters"]
+PROFILE = None
+
+# %%
+from dataclasses import fields, replace
+
+import numpy as np
+import pandas as pd
+import torch
+from IPython.display import display
+
+from medcook import comparison, findings_figures, pooled, teaching, widgets
+from medcook.exercises import check
+from medcook.findings_figures import Diagnosed
+from medcook.preparation import Preparation
+from medcook.profiles import resolve_profile
+from medcook.recipes import find_recipe
+from medcook.recipes.fairness.mask_of_truth import apart, hide
+from medcook.recipes.findings import _judging, _nodules, lesion_centric, tb_cxr
+from medcook.sampling import trained
+from medcook.training import fit
+
+profile = resolve_profile(PROFILE)
+
+# %% [markdown]
+# ## The idea, in one picture
+# One nodule in each X-ray, drawn into the lungs, so that it is known which are malignant: those with spicules. Two
+# networks of one kind, trained alike, are asked. One sees the whole image; the other sees the patch around the nodule,
+# which somebody has to find first.
+
+# %% tags=["cover"]
+recipe = find_recipe("lesion-centric")
+ending = "" if profile == "full" else ", from nothing"
+models = {}
+for name in ("lesion patch", "whole image"):
+    method, task, budget, seed = recipe.run(profile, name + ending, 0)
+    task = replace(task, evaluation="val")  # the chapter looks at validation patients; the test set is the recipes'
+    models[name] = fit(method, task, budget, seed)
+
+
+def asked(fitted, images, labels):
+    with torch.no_grad():
+        return fitted.method.scores(trained(fitted), images, labels)
+
+
+shown = task.samples("val")
+thought = {name: asked(fitted, shown.images, shown.labels).numpy() for name, fitted in models.items()}
+kinds = shown.labels.flatten(1).amax(1).tolist()
+chosen = [n for kind in (1, 2) for n in [k for k, found in enumerate(kinds) if found == kind][:3]]
+findings_figures.diagnosed_figure(
+    [
+        Diagnosed(
+            shown.images[n, 0].numpy(),
+            shown.labels[n].numpy() > 0,
+            _nodules.STRUCTURES[kinds[n]],
+            {name: float(probability[n]) for name, probability in thought.items()},
+        )
+        for n in chosen
+    ],
+    task.data.manifest,
+)
+
+# %% [markdown]
+# **Ranking, not thresholds.** A probability of one half is a convention. What a network has learnt shows in how it
+# ranks: the area under the curve (AUC) is the probability that a malignant nodule has a higher score than a benign
+# one.
+
+# %%
+scored = {
+    name: pd.DataFrame({"score": probability, "outcome": [float(kind == _nodules.MALIGNANT) for kind in kinds]})
+    for name, probability in thought.items()
+}
+findings_figures.roc_figure(scored, task.dataset)
+
+# %% [markdown]
+# ## The mechanisms
+# **AUC counts pairs**; a tie is half a point. And its error is the scatter of what each patient adds to it: *DeLong*
+# compares two networks on the same patients that way.
+
+# %%
+teaching.show_code(lesion_centric.delong)
+
+# %% tags=["nbval-check-output", "mechanism"]
+outcome, people = np.array([True, True, False, False, False]), np.arange(5)
+for name, scores in (("all pairs right", [9, 8, 3, 2, 1]), ("one wrong", [9, 2, 3, 1, 1]), ("a tie", [9, 3, 3, 1, 1])):
+    scores = np.array(scores, float)
+    areas, covariance = lesion_centric.delong(scores[None], outcome, people)
+    print(f"{name:16} AUC {pooled.auc(scores, outcome):.3f}, by DeLong {areas[0]:.3f} ± {covariance[0, 0] ** 0.5:.3f}")
+
+# %% [markdown]
+# **Only what is shown may count.** To show a network the lungs alone, everything else becomes mean grey, and the lungs
+# alone set mean and spread; else their frame would leak through the normalisation.
+
+# %%
+teaching.show_code(hide)
+
+# %% tags=["nbval-check-output", "mechanism"]
+picture = torch.tensor([[[[1.0, 3.0, 100.0], [5.0, 7.0, -100.0]]]])
+left = torch.tensor([[[[True, True, False], [True, True, False]]]])
+for name, other in (("bright frame", picture), ("dark frame", picture.where(left, torch.tensor(-5.0)))):
+    print(f"{name:13}", [round(value, 2) for value in hide(other, left).flatten().tolist()])
+
+# %% [markdown]
+# **Where does it look?** A network that ends in a mean over its maps and one linear layer can be taken apart exactly:
+# the class activation map (Zhou et al. 2016) says what every place adds to the decision.
+
+# %%
+teaching.show_code(tb_cxr.activation)
+
+# %% tags=["nbval-check-output", "mechanism"]
+torch.manual_seed(0)
+reader = tb_cxr.Reader("random", 1, 2, (4, 8)).eval()
+x_rays = torch.randn(3, 1, 32, 32)
+with torch.no_grad():
+    logits, heat = reader(x_rays), tb_cxr.activation(reader, x_rays)
+apart_by, bias = logits[:, 1] - logits[:, 0], reader.head.bias[1] - reader.head.bias[0]
+alike = torch.allclose(heat.mean((1, 2)) + bias, apart_by, atol=1e-5)
+print("maps", tuple(heat.shape), "- their means and the bias make the decision:", alike)
+
+# %% [markdown]
+# **Is a report right?** Measures of words count words. A report that says the same otherwise shares few of them, one
+# with the wrong side nearly all.
+
+# %%
+teaching.show_code(_judging.shared_facts, _judging.with_an_error)
+
+# %% tags=["nbval-check-output", "mechanism"]
+report = "PTB in the right upper field"
+for said in (report, _judging.said_otherwise(report), _judging.with_an_error(report, "side")):
+    print(f"BLEU {_judging.bleu(said, report):.2f}, facts {_judging.shared_facts(said, report):.2f}: {said}")
+
+# %% [markdown]
+# ## Where it looks
+# Tuberculosis in real X-rays: one network sees the whole image, one the lungs alone, as a U-Net finds them. Outlined
+# are the lungs as people drew them.
+
+# %%
+recipe = find_recipe("tb-cxr")
+ending = "" if profile == "full" else ", small encoder"
+looks, seen = {}, None
+for name in ("whole X-rays", "segmented lungs"):
+    method, task, budget, seed = recipe.run(profile, name + ending, 0)
+    task = replace(task, evaluation="val")
+    fitted = fit(method, task, budget, seed)
+    seen = task.samples("val")
+    positive = [n for n in range(len(seen)) if seen.labels[n].max() == 1][:6]
+    nets, images = trained(fitted), seen.images[positive]
+    with torch.no_grad():
+        heat = tb_cxr.activation(nets["average"].reader, method.view(nets, images)).clamp_min(0)
+    heat = torch.nn.functional.interpolate(heat[:, None], images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
+    heat = heat / heat.amax((1, 2), keepdim=True).clamp_min(1e-6)
+    image, lungs = apart(images)
+    parts = zip(image[:, 0].numpy(), heat.numpy(), lungs[:, 0].numpy() > 0.5, strict=True)
+    looks[name] = list(parts)
+findings_figures.maps_figure(looks, task.data.manifest)
+
+# %% [markdown]
+# ## Ablation: lungs, or only less of the image?
+# The same network sees a piece of the image with the shape and area of the lungs, but elsewhere.
+
+# %%
+display(teaching.evidence_table("tb-cxr"))
+teaching.verdict_table("tb-cxr")
+
+# %% [markdown]
+# ## Successes and failures
+# Of nodules seen in the patch: malignant ones that were taken for benign, and benign ones taken for malignant.
+
+# %%
+score = thought["lesion patch"]
+order = np.argsort(score)
+missed = [n for n in order if kinds[n] == _nodules.MALIGNANT][:3]
+alarms = [n for n in order[::-1] if kinds[n] == _nodules.BENIGN][:3]
+findings_figures.diagnosed_figure(
+    [
+        Diagnosed(
+            shown.images[n, 0].numpy(),
+            shown.labels[n].numpy() > 0,
+            _nodules.STRUCTURES[kinds[n]],
+            {name: float(probability[n]) for name, probability in thought.items()},
+        )
+        for n in [*missed, *alarms]
+    ],
+    task.data.manifest,
+)
+
+# %% [markdown]
+# FAILURES
+#
+# ## All of them, side by side
+# Squares: over the comparator. Circles: over itself without its idea. Three seeds, the last checkpoint.
+
+# %%
+ids = teaching.measured("19_findings")
+summaries = [teaching.need_summary(paper) for paper in ids]
+comparison.forest(summaries)
+
+# %%
+print(comparison.tally(summaries))
+
+# %% [markdown]
+# Every arm's mean, of all recipes of the chapter.
+
+# %%
+comparison.every_arm(summaries)
+
+# %% [markdown]
+# EVIDENCE
+#
+# ## All papers of the chapter
+
+# %%
+display(teaching.chapter_papers("19_findings"))
+teaching.verdict_table(*ids)
+
+# %% [markdown]
+# **What differs from the papers.** There are CT volumes of thousands of patients; here X-rays of 688, and what is
+# diagnosed is partly drawn into them. Tuberculosis and its reports are real. **What is the same**: the mechanism, the
+# images and steps in all arms that are compared, and patients who train nothing and are scored once.
+#
+# **Four questions for a paper on diagnosis.** Who found the lesion that the classifier is shown, and would it be found
+# at the hospital that uses it? What else tells the sick from the healthy: a hospital, a scanner, a frame? Is the AUC's
+# interval given, over patients? And what does a wrong answer cost, of either kind?
+#
+# ## Play with it
+# Draw a nodule, from smooth to spiculated, and see from where on who calls it malignant (in a live notebook).
+
+# %%
+nodules = models["lesion patch"].task
+prepared = nodules.preparation
+plain = Preparation(**{part.name: getattr(prepared, part.name) for part in fields(Preparation)})
+cases = [case for case, _ in zip(nodules.cases("val"), range(8), strict=False)]
+backgrounds = [(plain.images(case)[0], plain.labels(case)[0].numpy() > 0) for case in cases]
+
+
+def paint(number, degree, radius):
+    image, lungs = backgrounds[number]
+    cells = np.argwhere(_nodules.inner(lungs))
+    centre = tuple(cells[len(cells) // 3].astype(float))
+    bright, mask = _nodules.shaped(degree, radius, centre, lungs.shape, np.random.default_rng(number))
+    return image + 1.2 * torch.from_numpy(bright).float(), torch.from_numpy(mask.astype(np.uint8))
+
+
+scores = {name: lambda images, labels, fitted=fitted: asked(fitted, images, labels) for name, fitted in models.items()}
+widgets.nodule_explorer(scores, paint, len(backgrounds), nodules.data.manifest)
+
+# %% [markdown]
+# ## Your turn
+# Three exercises. Each check tells you whether you are right, and hints where you are not.
+#
+# **1.** How well does it rank? `np` is numpy.
+
+
+# %% tags=["exercise", "exercise-auc"]
+def auc(scores, outcomes):
+    """The share of pairs of a sick (outcome 1) and a healthy one (0) in which the sick has the higher score.
+
+    Both are arrays (N,); a pair with equal scores is half a point.
+    """
+    raise NotImplementedError
+
+
+# %%
+check("19/auc", auc)
+
+# %% [markdown]
+# **2.** What speaks for a class, and where?
+
+
+# %% tags=["exercise", "exercise-activation"]
+def activation(maps, weights):
+    """The class activation map (H, W) of maps (C, H, W) and a class's weights (C,).
+
+    Without what speaks against the class, and divided by its largest value; 0 everywhere if nothing speaks for it.
+    """
+    raise NotImplementedError
+
+
+# %%
+check("19/activation", activation)
+
+# %% [markdown]
+# **3.** A detector finds everything several times.
+
+
+# %% tags=["exercise", "exercise-suppress"]
+def suppress(boxes, scores, limit):
+    """Non-maximum suppression: the numbers of the boxes that are kept, the most probable first.
+
+    boxes (N, 4): top, left, bottom, right. A box is left out if its intersection over union with a kept one of a
+    higher score is above the limit.
+    """
+    raise NotImplementedError
+
+
+# %%
+check("19/suppress", suppress)
+
+# %% [markdown]
+# ## What to read next
+# - Zhou et al.: *Learning deep features for discriminative localization* (CVPR 2016).
+# - Zech et al.: *Variable generalization performance of a deep learning model to detect pneumonia in chest
+#   radiographs* (PLOS Medicine 2018).
+# - DeLong, DeLong and Clarke-Pearson: *Comparing the areas under two or more correlated receiver operating
+#   characteristic curves* (Biometrics 1988).
+# - Irvin et al.: *CheXpert: a large chest radiograph dataset with uncertainty labels and expert comparison*
+#   (AAAI 2019).
