@@ -116,7 +116,7 @@ def draw_arms(summary: Summary, frame: pd.DataFrame) -> Figure:
     unit = f" ({summary.unit})" if summary.unit else ""
     axes.set_xlabel(f"{summary.metric}{unit}, mean and 95% interval; dots: replicates")
     title = textwrap.fill(summary.title, TITLE_CHARACTERS)
-    axes.set_title(f"{title}\n{summary.dataset} ({summary.data}), {summary.profile}: {summary.verdict}", size=10)
+    figure.suptitle(f"{title}\n{summary.dataset} ({summary.data}), {summary.profile}: {summary.verdict}", size=10)
     return figure
 
 

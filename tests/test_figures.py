@@ -92,7 +92,8 @@ def test_the_default_figure_shows_every_arm_with_interval_and_replicates():
     )
     frame = pd.DataFrame({"arm": ["method"] * 4, "replicate": [0, 0, 1, 1], "patient_id": ["a", "b"] * 2})
     frame["dice"] = [0.7, 0.8, 0.8, 0.9]
-    (axes,) = figures.draw_arms(summary, frame).axes
+    figure = figures.draw_arms(summary, frame)
+    (axes,) = figure.axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["method", "without mixing"]
     assert axes.lines[0].get_xdata().tolist() == pytest.approx([0.75, 0.85])
-    assert "acdc (real), full: supported" in axes.get_title()
+    assert "acdc (real), full: supported" in figure.get_suptitle()

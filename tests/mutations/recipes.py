@@ -536,8 +536,31 @@ RECIPES = {
     ],
     "synthesis/_regions": [("sums[image, top, left]) / (end", "0) / (end")],
     "synthesis/_phrases": [("(not side or told == {side})", "(not side or side in told)")],
+    "findings/_nodules": [
+        ("0.22 * degree * waves", "0.22 * waves"),
+        ("degree * spicules(", "spicules("),
+        ("inner(lungs)).values()", "~lungs).values()"),
+        ("padded = torch.nn.functional.pad(images, [reach] * 4)", "padded = images"),
+    ],
+    "findings/_judging": [
+        ("(have & want)", "have"),
+        ("min(0.0, 1 - len(theirs)", "min(0.0, 0 * len(theirs)"),
+        ("before[place - 1] + 1 if", "row[place - 1] + 1 if"),
+        ("many * log(total / max(1, counts.get(key, 0)))", "many"),
+        ("reversed(parts)", "parts"),
+    ],
+    "findings/gpt4v_study": [
+        ("float(same > wrong)", "float(same >= 0)"),
+        (
+            'self.heard(trained(fitted)["reader"], (found, truth))',
+            'self.heard(trained(fitted)["reader"], (truth, truth))',
+        ),
+    ],
 }
 TESTED_BY = {
+    "findings/_nodules": "nodules",
+    "findings/_lesions": "lesion_centric",
+    "findings/_judging": "gpt4v_study",
     "architectures/_scan": "lightm_unet",
     "volumes/_slices": "study_2_5d",
     "volumes/_head_and_neck": "mediastinal_ln",
