@@ -18,6 +18,7 @@ from medcook.paths import MANIFESTS
 
 READERS = {
     "acdc": "medcook.data.sets.acdc:Acdc",
+    "aeropath": "medcook.data.sets.aeropath:AeroPath",
     "bubil": "medcook.data.sets.bubil:Bubil",
     "cactus": "medcook.data.sets.cactus:Cactus",
     "cads": "medcook.data.sets.cads:Cads",
@@ -33,6 +34,7 @@ READERS = {
     "medtrinity": "medcook.data.sets.medtrinity:MedTrinity",
     "ncl_sm": "medcook.data.sets.ncl_sm:NclSm",
     "openkbp": "medcook.data.sets.openkbp:OpenKbp",
+    "pathvg": "medcook.data.sets.pathvg:PathVG",
     "paxray": "medcook.data.sets.paxray:PaxRay",
     "radgenome_ct": "medcook.data.sets.radgenome_ct:RadGenomeCT",
     "rexgroundingct": "medcook.data.sets.rexgroundingct:ReXGroundingCT",

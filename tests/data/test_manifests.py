@@ -9,9 +9,9 @@ from medcook.errors import MedcookError
 from medcook.paths import MANIFESTS
 
 NAMES = [
-    *("acdc", "bubil", "cactus", "cads", "chest_imagenome", "chest_xray", "chestxray8", "chexmask_u", "embedded"),
-    *("fairseg", "hippocampus", "kits21", "medshapenet", "medtrinity", "ncl_sm", "openkbp", "paxray", "radgenome_ct"),
-    *("rexgroundingct", "totalsegmentator"),
+    *("acdc", "aeropath", "bubil", "cactus", "cads", "chest_imagenome", "chest_xray", "chestxray8", "chexmask_u"),
+    *("embedded", "fairseg", "hippocampus", "kits21", "medshapenet", "medtrinity", "ncl_sm", "openkbp", "pathvg"),
+    *("paxray", "radgenome_ct", "rexgroundingct", "totalsegmentator"),
 ]
 
 
