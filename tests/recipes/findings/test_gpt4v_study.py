@@ -40,6 +40,7 @@ def test_bleu_punishes_what_is_too_short():
 @pytest.mark.component("limits of metrics of words")
 def test_rouge_l_is_torchmetrics_s():
     assert _judging.longest_common(ONE.split(), OTHER.split()) == 4  # cavity in upper field
+    assert _judging.longest_common(["a", "a"], ["a"]) == 1  # a word is used once
     found = _rouge_l_score(ONE.split(), OTHER.split())["fmeasure"]
     assert _judging.rouge_l(ONE, OTHER) == pytest.approx(float(found))
 
@@ -61,6 +62,11 @@ def test_a_paraphrase_shares_facts_and_few_words(report):
     said = _judging.said_otherwise(report)
     assert facts_of(said) >= facts_of(report) or _judging.shared_facts(said, report) > 0.7
     assert _judging.shared_words(said, report) < 0.75
+
+
+@pytest.mark.component("limits of metrics of words")
+def test_a_paraphrase_turns_the_parts_round():
+    assert _judging.said_otherwise("left PTB, pleurisy; old.") == "old; pleuritis; tuberculosis of the left lung"
 
 
 @pytest.mark.component("limits of metrics of words")
