@@ -104,6 +104,22 @@ PAXRAY = [
     ("label[mask] = value", "label[mask & (label == 0)] = value"),
     ("if sides.setdefault(entry.patient, entry.part) != entry.part:", "if False:"),
 ]
+PATHVG = [
+    ("if OR not in slide:", "if True:"),
+    ("accuracy=(iou > least)", "accuracy=(iou >= least)"),
+]
+AEROPATH = [
+    ('label[masks["airways"]] = AIRWAYS', 'label[masks["airways"] & ~masks["lungs"]] = AIRWAYS'),
+    ("if not np.array_equal(stored, mask * value):", "if False:"),
+]
+TREES = [
+    ("found / length >= least", "found / length > least"),
+    ("centre_line(truth), largest_part(guess)", "centre_line(truth), guess"),
+]
+DECATHLON = [
+    ("np.moveaxis(image.array, -1, 0) if", "image.array if"),
+    ('["training"]', '["test"]'),
+]
 SYNTHESIS = [
     ("if then.step < learning:", "if then.step <= learning:"),
     ("many = round(self.mixed * len(images))", "many = len(images)"),
@@ -158,6 +174,10 @@ PROJECTIONS = [
 ]
 CORE = {
     ("data/sets/paxray.py", "data/sets/test_paxray.py"): PAXRAY,
+    ("data/sets/pathvg.py", "data/sets/test_pathvg.py"): PATHVG,
+    ("data/sets/aeropath.py", "data/sets/test_aeropath.py"): AEROPATH,
+    ("measures/trees.py", "measures/test_trees.py"): TREES,
+    ("data/sets/decathlon.py", "data/sets/test_decathlon.py"): DECATHLON,
     ("data/sets/ncl_sm.py", "data/sets/test_ncl_sm.py"): NCL_SM,
     ("data/sets/cactus.py", "data/sets/test_cactus.py"): CACTUS,
     ("data/sets/medtrinity.py", "data/sets/test_medtrinity.py"): MEDTRINITY,

@@ -8,6 +8,7 @@ import numpy as np
 
 from medcook.data.case import Case
 from medcook.data.datasets import Dataset, as_labels
+from medcook.data.readers.damage import readable
 from medcook.data.readers.nifti import read_nifti
 
 
@@ -28,8 +29,10 @@ class Decathlon(Dataset):
         images, _ = self.folders
         if self.registry:
             return [PurePosixPath(path).name for path in self.registry if path.startswith(f"{images}/")]
-        pairs = json.loads(self.file("dataset.json").read_text(encoding="utf-8"))["training"]
-        return sorted(PurePosixPath(pair["image"]).name for pair in pairs)
+        path = self.file("dataset.json")
+        with readable(path, "list of training images", "Unpack the task's archive again."):
+            pairs = json.loads(path.read_text(encoding="utf-8"))["training"]
+            return sorted(PurePosixPath(pair["image"]).name for pair in pairs)
 
     def index(self) -> dict[str, str]:
         stems = [name.removesuffix(".nii.gz") for name in self._cases]

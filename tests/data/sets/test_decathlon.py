@@ -17,7 +17,7 @@ TASKS = [name for name in manifest_names() if name.startswith("msd/")]
 MODALITIES = {"Task01_BrainTumour": ("FLAIR", "T1w", "t1gd", "T2w"), "Task05_Prostate": ("T2", "ADC")}
 """Tasks with several channels, which are the last axis of an image; all others have one, and three axes."""
 SPLEEN = "msd/Task09_Spleen"
-SHAPE, SPACING = (6, 5, 4), (0.8, 0.8, 5.0)
+SHAPE, SPACING = (6, 5, 4), (0.75, 0.75, 5.0)
 
 
 def save(path, array):
@@ -85,10 +85,9 @@ def test_msd_reads_every_task_in_the_published_layout(unpacked, task):
     for case, number in zip(cases, (1, 3, 4, 0, 2), strict=True):
         stored = image(task, number).reshape(*SHAPE, -1)
         assert np.array_equal(case.image, np.moveaxis(stored, -1, 0)) and case.image.flags.c_contiguous
-        assert np.array_equal(case.label, label(task)) and sorted(np.unique(case.label)) == sorted(
-            data.manifest.classes
-        )
-        assert case.spacing == pytest.approx(SPACING) and case.attributes["orientation"] == "RAS"
+        assert np.array_equal(case.label, label(task))
+        assert sorted(np.unique(case.label)) == sorted(data.manifest.classes)
+        assert case.spacing == SPACING and case.attributes["orientation"] == "RAS"
         assert np.array_equal(case.attributes["affine"], np.diag([*SPACING, 1]))
 
 
@@ -154,6 +153,14 @@ def test_msd_damaged_and_missing_files_are_named(unpacked, part):
 def test_msd_without_its_table_says_that_it_is_missing(unpacked):
     (unpacked(SPLEEN) / "dataset.json").unlink()
     with pytest.raises(MedcookError, match=f"{SPLEEN}: the file dataset.json is missing"):
+        open_dataset(SPLEEN).index()
+
+
+@pytest.mark.parametrize("damage", ["", "[]", '{"training": 3}', '{"training": [{"label": "a"}]}', '{"training": [{"ima'])
+def test_msd_with_a_damaged_table_names_it(unpacked, damage):
+    path = unpacked(SPLEEN) / "dataset.json"
+    path.write_text(damage)
+    with pytest.raises(MedcookError, match="dataset.json: not a readable list of training images"):
         open_dataset(SPLEEN).index()
 
 
