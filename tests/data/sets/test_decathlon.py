@@ -156,7 +156,9 @@ def test_msd_without_its_table_says_that_it_is_missing(unpacked):
         open_dataset(SPLEEN).index()
 
 
-@pytest.mark.parametrize("damage", ["", "[]", '{"training": 3}', '{"training": [{"label": "a"}]}', '{"training": [{"ima'])
+@pytest.mark.parametrize(
+    "damage", ["", "[]", '{"training": 3}', '{"training": [{"label": "a"}]}', '{"training": [{"ima']
+)
 def test_msd_with_a_damaged_table_names_it(unpacked, damage):
     path = unpacked(SPLEEN) / "dataset.json"
     path.write_text(damage)

@@ -15,6 +15,7 @@ from medcook.data.transforms import NONE
 from medcook.errors import MedcookError
 from medcook.methods import Batch, Moment
 from medcook.networks.squeezenet import SqueezeNet
+from medcook.recipes.fairness.cxr_clip_fairness import embedding
 from medcook.recipes.pretraining._probing import STRENGTH, diagnosis, known, study_rows
 from medcook.recipes.pretraining._settings import CHANNELS
 from medcook.recipes.pretraining.dinov2_radiology import (
@@ -180,11 +181,12 @@ def given(fitted) -> tuple[np.ndarray, np.ndarray]:
 class TestDiagnosis:
     @pytest.mark.component("kNN")
     def test_the_nearest_by_angle_vote(self, fitted, given):
-        case = next(iter(BRAINS.cases("val")))
-        with torch.no_grad():
-            vector = fitted.nets["average"].encoder(BRAINS.preparation.images(case)).mean((0, 2, 3)).numpy()
-        nearest = min(15, len(given[0]) // 4)
-        judge = KNeighborsClassifier(nearest, metric="cosine").fit(*given)
+        there, case = known(fitted), next(iter(BRAINS.cases("val")))
+        lengths = np.linalg.norm(given[0], axis=1, keepdims=True)
+        np.testing.assert_allclose(there.vectors, given[0] / lengths, atol=1e-5)
+        judge = KNeighborsClassifier(min(15, len(there.vectors) // 4), metric="cosine")
+        judge.fit(there.vectors, given[1])
+        vector = embedding(fitted, case).astype(float)
         assert study_rows(fitted, case)[0]["knn"] == pytest.approx(judge.predict_proba(vector[None])[0, 1])
 
     @pytest.mark.component("linear probing")
