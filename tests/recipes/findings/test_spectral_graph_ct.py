@@ -13,6 +13,7 @@ from medcook.data import Case
 from medcook.methods import Batch, Moment
 from medcook.networks.encoder import Encoder
 from medcook.preparation import Preparation
+from medcook.recipes.findings._stacks import Stacked, spread
 from medcook.recipes.findings.spectral_graph_ct import (
     ARMS,
     BRAINS,
@@ -21,12 +22,10 @@ from medcook.recipes.findings.spectral_graph_ct import (
     ChebyshevConvolution,
     SliceGraph,
     SpectralBlock,
-    Stacked,
     TripletEncoder,
     abnormality_rows,
     laplacian,
     recipe,
-    spread,
 )
 from medcook.training import Fitted
 
