@@ -549,6 +549,25 @@ RECIPES = {
         ("many * log(total / max(1, counts.get(key, 0)))", "many"),
         ("reversed(parts)", "parts"),
     ],
+    "findings/_detection": [
+        ("torch.where(highest, scores, -1.0)", "scores"),
+        ("(1 - target) ** 4 * p**2", "p**2"),
+    ],
+    "findings/meddet": [
+        (".sin() ** 2 - y", ".sin() - y"),
+        (
+            "weighted.append(aligned * weigh(aligned.mean((2, 3))).sigmoid()[:, :, None, None])",
+            "weighted.append(aligned)",
+        ),
+    ],
+    "findings/lung_health_bench": [
+        ("false = places[~inside.all(2).any(1)]", "false = places"),
+        ("            truth = truth[torch.randperm(len(truth))]\n", "            pass\n"),
+    ],
+    "findings/unit": [
+        ("if found and self.hierarchy:", "if False:"),
+        ("SIDES[turn : turn + 1]", "SIDES[:1]"),
+    ],
     "findings/gpt4v_study": [
         ("float(same > wrong)", "float(same >= 0)"),
         (
@@ -560,6 +579,7 @@ RECIPES = {
 TESTED_BY = {
     "findings/_nodules": "nodules",
     "findings/_lesions": "lesion_centric",
+    "findings/_detection": "detection_of_boxes",
     "findings/_judging": "gpt4v_study",
     "architectures/_scan": "lightm_unet",
     "volumes/_slices": "study_2_5d",
