@@ -568,6 +568,25 @@ RECIPES = {
         ("if found and self.hierarchy:", "if False:"),
         ("SIDES[turn : turn + 1]", "SIDES[:1]"),
     ],
+    "findings/medregion_ct": [
+        ("inside(maps, displaced(masks) if self.shuffled else masks)", "inside(maps, displaced(masks))"),
+        ("total / shares.sum(2, keepdim=True).clamp_min(1e-6)", "total / shares.shape[2]"),
+    ],
+    "findings/_reported": [
+        (".triu(1)", ".triu(2)"),
+        ("[-100] * (most", "[STOP] * (most"),
+    ],
+    "findings/spectral_graph_ct": [
+        ("terms.append(2 * scaled @ terms[-1] - terms[-2])", "terms.append(scaled @ terms[-1])"),
+        ("/ (1 + distance)", "/ 1.0"),
+        ("found = found[order][:, order]", "found = found[order]"),
+    ],
+    "findings/nodule_surroundings": [
+        ("nodules.flip(2) if self.mirrored else nodules", "nodules"),
+        ("touched = parts[ndimage.binary_dilation(core, np.ones((3, 3)))]", "touched = parts"),
+    ],
+    "findings/_ridges": [("(sigma * scale) ** 2 * (mean + half)", "(sigma * scale) ** 2 * mean")],
+    "findings/_surroundings": [("0.5 if kind == MALIGNANT else -0.5", "0.5")],
     "findings/gpt4v_study": [
         ("float(same > wrong)", "float(same >= 0)"),
         (
@@ -579,6 +598,9 @@ RECIPES = {
 TESTED_BY = {
     "findings/_nodules": "nodules",
     "findings/_lesions": "lesion_centric",
+    "findings/_reported": "medregion_ct",
+    "findings/_ridges": "nodule_surroundings",
+    "findings/_surroundings": "nodule_surroundings",
     "findings/_detection": "detection_of_boxes",
     "findings/_judging": "gpt4v_study",
     "architectures/_scan": "lightm_unet",
