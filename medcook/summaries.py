@@ -76,12 +76,18 @@ def _arm(metric: str, frame: pd.DataFrame, runs: list[Record], identity: Identit
         "false_alarms": int(frame.false_alarm.sum()),
         "rows": len(frame),
         "patients": estimate.n_patients,
-        "structures": {name: pooled.value(part, metric) for name, part in frame.groupby("structure", sort=False)},
+        "structures": _of_structures(frame, metric),
         "selected": sum(selected) / len(selected) if selected else None,
         "cost": _mean_cost(runs),
         **identity._asdict(),
     }
     return ArmResult(**tidy(content))
+
+
+def _of_structures(frame: pd.DataFrame, metric: str) -> dict[str, float]:
+    """Without structures of which the metric is not defined, such as an AUC where all outcomes are the same."""
+    found = {name: pooled.value(part, metric) for name, part in frame.groupby("structure", sort=False)}
+    return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
 def _mean_cost(runs: list[Record]) -> dict[str, float]:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from medcook import records
+from medcook import records, summaries
 from medcook.records import Record
 from medcook.summaries import Identity, build_summary
 
@@ -84,3 +84,10 @@ def test_readings_of_the_test_set_add_up():
     read = {"count": 4, "reason": "toy"}
     assert summary(three("method", test_reads=read), three("base")).test_reads == 12
     assert summary(three("method"), three("base")).test_reads == 0
+
+
+def test_a_structure_without_a_defined_metric_is_left_out():
+    rows = {"patient_id": list("abcd"), "structure": ["x", "x", "y", "y"], "score": [0.1, 0.9, 0.3, 0.4]}
+    frame = pd.DataFrame(rows | {"outcome": [0.0, 1.0, 1.0, 1.0]})
+    assert summaries._of_structures(frame, "auc") == {"x": 1.0}
+    assert summaries._of_structures(frame, "score") == {"x": 0.5, "y": pytest.approx(0.35)}
