@@ -587,6 +587,18 @@ RECIPES = {
     ],
     "findings/_ridges": [("(sigma * scale) ** 2 * (mean + half)", "(sigma * scale) ** 2 * mean")],
     "findings/_surroundings": [("0.5 if kind == MALIGNANT else -0.5", "0.5")],
+    "language/crisp_sam2": [
+        ("memory = memory.in_order(present)", "pass"),
+        ("Answer(coarse, coarse + more, expected)", "Answer(coarse, more, expected)"),
+    ],
+    "language/_semantics": [
+        ('self.second["words"](joint, shown, empty)', 'self.second["words"](joint, words, empty)'),
+        ("F.relu(self.shared(semantics))", "self.shared(semantics)"),
+    ],
+    "language/_slice_memory": [
+        ("descending=True, stable=True", "descending=False, stable=True"),
+        ("looks[sure, -1], kept[sure, -1], there[sure, -1]", "looks[sure, 0], kept[sure, 0], there[sure, 0]"),
+    ],
     "findings/gpt4v_study": [
         ("float(same > wrong)", "float(same >= 0)"),
         (
@@ -597,6 +609,8 @@ RECIPES = {
 }
 TESTED_BY = {
     "findings/_nodules": "nodules",
+    "language/_semantics": "crisp_sam2",
+    "language/_slice_memory": "crisp_sam2",
     "findings/_lesions": "lesion_centric",
     "findings/_reported": "medregion_ct",
     "findings/_ridges": "nodule_surroundings",
