@@ -37,13 +37,14 @@ import torch
 from IPython.display import display
 
 from medcook import comparison, findings_figures, pooled, teaching, widgets
+from medcook.evidence import evidence_frame
 from medcook.exercises import check
 from medcook.findings_figures import Diagnosed
 from medcook.preparation import Preparation
 from medcook.profiles import resolve_profile
 from medcook.recipes import find_recipe
 from medcook.recipes.fairness.mask_of_truth import apart, hide
-from medcook.recipes.findings import _judging, _nodules, lesion_centric, tb_cxr
+from medcook.recipes.findings import _detection, _judging, _nodules, lesion_centric, spectral_graph_ct, tb_cxr
 from medcook.sampling import trained
 from medcook.training import fit
 
@@ -145,6 +146,33 @@ alike = torch.allclose(heat.mean((1, 2)) + bias, apart_by, atol=1e-5)
 print("maps", tuple(heat.shape), "- their means and the bias make the decision:", alike)
 
 # %% [markdown]
+# **A detector finds everything several times.** Of boxes that overlap, the surest is kept. How good it is then, depends
+# on how many false boxes may come with the true ones: the curve of that, at seven rates, gives one number (*CPM*).
+
+# %%
+teaching.show_code(_detection.suppressed, _detection.cpm)
+
+# %% tags=["nbval-check-output", "mechanism"]
+boxes = torch.tensor([[10.0, 10, 20, 20], [11, 10, 21, 20], [40, 40, 50, 50], [10, 10, 20, 20]])
+sure = torch.tensor([0.9, 0.8, 0.7, 0.3])
+for overlap in (1.0, 0.9, 0.3):
+    print(f"kept, where boxes may overlap by {overlap}:", _detection.suppressed(boxes, sure, overlap))
+
+# %% [markdown]
+# **Slices are neighbours.** *CT-SSG* makes a graph of a volume: slices near each other are joined, and in each
+# convolution they hear of their neighbours. How far a message travels is a property of the graph.
+
+# %%
+teaching.show_code(spectral_graph_ct.laplacian, spectral_graph_ct.ChebyshevConvolution)
+
+# %% tags=["nbval-check-output", "mechanism"]
+scaled = spectral_graph_ct.laplacian(9, reach=1) - torch.eye(9)
+heard = [torch.eye(9)[4], scaled[4]]  # what slice 4 says, after no step and after one
+heard.append(2 * scaled @ heard[1] - heard[0])
+for steps, message in enumerate(heard):
+    print("after", steps, "steps it is heard in slices", message.abs().gt(1e-6).nonzero().flatten().tolist())
+
+# %% [markdown]
 # **Is a report right?** Measures of words count words. A report that says the same otherwise shares few of them, one
 # with the wrong side nearly all.
 
@@ -232,7 +260,29 @@ print(comparison.tally(summaries))
 comparison.every_arm(summaries)
 
 # %% [markdown]
-# EVIDENCE
+# Subgroups by DeLong, of the patch against the whole image; where networks look; which errors judges of reports notice;
+# and what else was measured.
+
+# %%
+frame = evidence_frame("lesion-centric", "full")
+pair = (frame[frame["arm"] == name] for name in ("lesion patch", "whole image"))
+display(lesion_centric.compared(*pair).round(3).set_index("subgroup"))
+frame = evidence_frame("gpt4v-study", "full")
+table = frame.pivot_table(index="arm", columns="structure", values="right").round(2)
+display(table.rename_axis(columns="wrong is the"))
+columns = {
+    "tb-cxr": ["correct", "inside", "area", "lungs"],
+    "meddet": ["map", "map_noisy", "teachers", "weights", "flops"],
+    "medregion-ct": ["f1", "places", "bleu"],
+}
+for paper, names in columns.items():
+    table = evidence_frame(paper, "full").groupby("arm")[names].mean().round(2)
+    display(table.rename_axis(paper))
+
+# %% [markdown]
+# **How to read it.**
+#
+# BULLETS
 #
 # ## All papers of the chapter
 

@@ -599,6 +599,27 @@ RECIPES = {
         ("descending=True, stable=True", "descending=False, stable=True"),
         ("looks[sure, -1], kept[sure, -1], there[sure, -1]", "looks[sure, 0], kept[sure, 0], there[sure, 0]"),
     ],
+    "pretraining/dinov2_radiology": [
+        ('share = self.slower if self.tunes == "all" else 1.0', "share = 1.0"),
+        ("F.instance_norm(maps.float()) for maps", "maps.float() for maps"),
+    ],
+    "pretraining/_probing": [('one.assign(score=one["knn"])', "one")],
+    "pretraining/dynamic_subspace": [
+        ("state.ready and state.waited >= self.patience", "state.waited >= self.patience"),
+        ("return each[learns].sum() / learns.sum().clamp_min(1)", "return each.mean()"),
+        ("margin_loss(model.whole(raw)[learns], kinds[learns])", "margin_loss(model.whole(raw), kinds)"),
+    ],
+    "pretraining/_subspaces": [
+        ("rest = mine[~stays]", "rest = mine[stays]"),
+        ("linear_sum_assignment(-overlap.numpy())", "linear_sum_assignment(overlap.numpy())"),
+    ],
+    "pretraining/_kinds": [
+        ('there.vectors @ vector, kind="stable")[:NEAR]', 'there.vectors @ vector, kind="stable")[-NEAR:]'),
+    ],
+    "pretraining/segbook": [
+        ("if now.step + 1 == now.steps:", "if now.step == now.steps:"),
+        ("found[size] = one - other", "found[size] = other - one"),
+    ],
     "findings/gpt4v_study": [
         ("float(same > wrong)", "float(same >= 0)"),
         (
@@ -611,6 +632,9 @@ TESTED_BY = {
     "findings/_nodules": "nodules",
     "language/_semantics": "crisp_sam2",
     "language/_slice_memory": "crisp_sam2",
+    "pretraining/_probing": "dinov2_radiology",
+    "pretraining/_subspaces": "dynamic_subspace",
+    "pretraining/_kinds": "dynamic_subspace",
     "findings/_lesions": "lesion_centric",
     "findings/_reported": "medregion_ct",
     "findings/_ridges": "nodule_surroundings",
