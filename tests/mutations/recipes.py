@@ -620,6 +620,21 @@ RECIPES = {
         ("if now.step + 1 == now.steps:", "if now.step == now.steps:"),
         ("found[size] = one - other", "found[size] = other - one"),
     ],
+    "findings/tb_cxr": [
+        ("least = overlap.flatten(1).argmin(1)", "least = overlap.flatten(1).argmax(1)"),
+        ("(drawn[:, 0] > 0.5).byte()", "images.labels"),
+        ("reader.head.weight[1] - reader.head.weight[0]", "reader.head.weight[1]"),
+    ],
+    "findings/cxr_report": [
+        ("images[:, :, start : start + height] for start in starts", "images for start in starts"),
+        ('if "no" not in words:', "if words:"),
+        ("outputs = [1] * count if self.each else [count]", "outputs = [count]"),
+    ],
+    "findings/medvitv2": [
+        ("start = torch.minimum((rank - kernel // 2).clamp_min(0), last)", "start = torch.minimum(rank, last)"),
+        ("bells(self.norm(x).float())", "bells(x.float())"),
+    ],
+    "findings/_corruptions": [('f"{kind} of {name}, image {number}"', 'f"{kind}, image {number}"')],
     "findings/gpt4v_study": [
         ("float(same > wrong)", "float(same >= 0)"),
         (
@@ -635,6 +650,8 @@ TESTED_BY = {
     "pretraining/_probing": "dinov2_radiology",
     "pretraining/_subspaces": "dynamic_subspace",
     "pretraining/_kinds": "dynamic_subspace",
+    "findings/_corruptions": "medvitv2",
+    "findings/_medvit": "medvitv2",
     "findings/_lesions": "lesion_centric",
     "findings/_reported": "medregion_ct",
     "findings/_ridges": "nodule_surroundings",
