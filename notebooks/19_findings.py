@@ -271,6 +271,7 @@ frame = evidence_frame("gpt4v-study", "full")
 table = frame.pivot_table(index="arm", columns="structure", values="right").round(2)
 display(table.rename_axis(columns="wrong is the"))
 columns = {
+    "cxr-report": ["f1", "kinds", "exact", "stated", "true"],
     "tb-cxr": ["correct", "inside", "area", "lungs"],
     "meddet": ["map", "map_noisy", "teachers", "weights", "flops"],
     "medregion-ct": ["f1", "places", "bleu"],
@@ -293,6 +294,9 @@ for paper, names in columns.items():
 #   reports is free of that, and right in 13 of 100.
 # - **Regions help a report.** With features, masks and measures of six regions, the facts of written reports have an
 #   F1 of 0.541, with global features alone of 0.477, with masks dealt to other regions of 0.447; BLEU hardly moves.
+# - **One model for all is better than one for each.** With as many weights and steps, one network for three
+#   abnormalities is at an F1 of 0.762, a network for each at 0.653, and thirds of the image add nothing to that (0.673
+#   without). What is alike in findings has to be learnt once only.
 # - **Teachers need time.** A small detector that two large ones teach is at 0.770, alone at 0.764: the teachers have
 #   learnt for 225 steps, and are not better than their student. It has a fifth of their weights.
 #

@@ -635,6 +635,22 @@ RECIPES = {
         ("bells(self.norm(x).float())", "bells(x.float())"),
     ],
     "findings/_corruptions": [('f"{kind} of {name}, image {number}"', 'f"{kind}, image {number}"')],
+    "findings/lesion_centric": [
+        ("both = a @ b.T * count", "both = 0 * a @ b.T * count"),
+        ('labels if self.where == "lesion" else elsewhere(labels)', "labels"),
+    ],
+    "findings/vae_lung": [
+        ("self.beta * divergence.mean()", "0 * divergence.mean()"),
+        ("moved *= ((z.sum() - values) / (z.sum() - z[dimension]))[:, None]", "pass"),
+    ],
+    "findings/_latent": [
+        ("self.encoder.eval()", "pass"),
+        ("(alpha.digamma() - total.digamma())", "(beta.digamma() - beta.sum(1, keepdim=True).digamma())"),
+    ],
+    "findings/peritumoral_radiomics": [
+        ("region & ~mask, centre(truth)", "region & ~region, centre(truth)"),
+        ("others = pairs[len(pairs) // 2 :] + pairs[: len(pairs) // 2]", "others = pairs"),
+    ],
     "findings/gpt4v_study": [
         ("float(same > wrong)", "float(same >= 0)"),
         (
@@ -652,6 +668,8 @@ TESTED_BY = {
     "pretraining/_kinds": "dynamic_subspace",
     "findings/_corruptions": "medvitv2",
     "findings/_medvit": "medvitv2",
+    "findings/_latent": "vae_lung",
+    "findings/_outlined": "peritumoral_radiomics",
     "findings/_lesions": "lesion_centric",
     "findings/_reported": "medregion_ct",
     "findings/_ridges": "nodule_surroundings",

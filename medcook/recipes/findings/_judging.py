@@ -12,6 +12,7 @@ from zlib import crc32
 import numpy as np
 
 from medcook.language import words_of
+from medcook.recipes.language._parsing import f1
 from medcook.recipes.language._reports import facts_of
 
 ORDER = 4
@@ -79,11 +80,6 @@ def cider(found: str, truth: str, known: tuple[dict[tuple, float], int]) -> floa
         norm = np.linalg.norm([*mine.values()] or [0.0]) * np.linalg.norm([*theirs.values()] or [0.0])
         cosines.append(dot / norm if norm else 0.0)
     return float(np.mean(cosines))
-
-
-def f1(mine: frozenset, theirs: frozenset) -> float:
-    """F1 of two sets; 1 where both are empty."""
-    return 2 * len(mine & theirs) / (len(mine) + len(theirs)) if mine or theirs else 1.0
 
 
 def shared_words(found: str, truth: str) -> float:

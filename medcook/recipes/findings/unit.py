@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from medcook import evaluation
+from medcook import evaluation, metrics
 from medcook.data import IGNORE, Case
 from medcook.data.transforms import Augment
 from medcook.language import mask_loss
@@ -206,8 +206,7 @@ def reported(probability: np.ndarray, label: np.ndarray, side: str) -> list[int]
 
 def dice(found: np.ndarray, truth: np.ndarray) -> float:
     """Of masks; NaN where both are empty."""
-    total = found.sum() + truth.sum()
-    return float(2 * (found & truth).sum() / total) if total else float("nan")
+    return metrics.dice(found, truth) if found.any() or truth.any() else float("nan")
 
 
 @torch.no_grad()

@@ -83,7 +83,7 @@ def recognised(answers: Tensor, p_values: list[float], least: float, shared: flo
     return kept
 
 
-def f1(found: set[int], true: set[int]) -> float:
+def f1(found: frozenset | set, true: frozenset | set) -> float:
     """2 |found and true| / (|found| + |true|); 1 where both are empty."""
     return 2 * len(found & true) / (len(found) + len(true)) if found or true else 1.0
 
