@@ -15,6 +15,7 @@ from medcook.data import Case
 from medcook.data.transforms import Augment
 from medcook.methods import Batch, Classifier, Moment
 from medcook.recipes.fairness.mask_of_truth import RegionTask
+from medcook.recipes.findings._lesions import all_over
 from medcook.recipes.findings._nodules import NoduleTask, malignant, nodule_rows
 from medcook.recipes.language._findings import FindingsTask
 from medcook.recipes.language._reading import Reader, Start
@@ -79,6 +80,10 @@ class TellingNodules(Telling):
     def training_step(self, nets: nn.ModuleDict, labelled: Batch, unlabelled: Batch | None, now: Moment) -> Tensor:
         logits = nets["model"](self.view(labelled.images, labelled.labels)).float()
         return F.cross_entropy(logits, malignant(labelled.labels).long())
+
+    def predict(self, nets: nn.ModuleDict, images: Tensor) -> Tensor:
+        """Without the place of a nodule, of the middle of the image."""
+        return all_over(self.scores(nets, images, torch.zeros_like(images[:, 0])), images)
 
     def scores(self, nets: nn.ModuleDict, images: Tensor, labels: Tensor) -> Tensor:
         """(N,) probabilities that the nodule of each image is malignant."""

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from medcook.cohorts import CohortTask
 from medcook.data import Case
-from medcook.recipes.findings._lesions import all_over, lesions
+from medcook.recipes.findings._lesions import lesions
 from medcook.recipes.findings._nodules import NoduleTask
 from medcook.recipes.findings._settings import TellingNodules, diagnosis_rows, scales
 from medcook.recipes.language._reading import Start
@@ -78,10 +78,6 @@ class Centred(TellingNodules):
         if self.where == "whole":
             return images
         return lesions(images, labels if self.where == "lesion" else elsewhere(labels), images.shape[2])
-
-    def predict(self, nets: nn.ModuleDict, images: Tensor) -> Tensor:
-        """Without the place of a lesion, of the middle of the image."""
-        return all_over(self.scores(nets, images, torch.zeros_like(images[:, 0])), images)
 
     def attention(self, nets: nn.ModuleDict, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """(N,) the share of the Grad-CAM that lies in the nodule, and (N,) the nodule's share of what is seen."""

@@ -26,7 +26,6 @@ from torch import Tensor, nn
 
 from medcook.data import Case
 from medcook.recipes.findings._corruptions import KINDS, corrupted
-from medcook.recipes.findings._lesions import all_over
 from medcook.recipes.findings._medvit import HEAD, GlobalAttention, convolution, embedding, head_convolution, in_heads
 from medcook.recipes.findings._nodules import nodule_rows, patches
 from medcook.recipes.findings._settings import NODULE_BUDGET, NODULES, NODULES_QUICK, TellingNodules, scales
@@ -200,10 +199,6 @@ class TellingByMedViT(TellingNodules):
 
     def view(self, images: Tensor, labels: Tensor) -> Tensor:
         return patches(images, labels, SIDE)
-
-    def predict(self, nets: nn.ModuleDict, images: Tensor) -> Tensor:
-        """Without the place of a nodule, of the middle of the image."""
-        return all_over(self.scores(nets, images, torch.zeros_like(images[:, 0])), images)
 
 
 @torch.no_grad()
