@@ -540,7 +540,7 @@ RECIPES = {
         ("0.22 * degree * waves", "0.22 * waves"),
         ("degree * spicules(", "spicules("),
         ("inner(lungs)).values()", "~lungs).values()"),
-        ("padded = torch.nn.functional.pad(images, [reach] * 4)", "padded = images"),
+        ("padded = F.pad(images, [side // 2] * 4)", "padded = images"),
     ],
     "findings/_judging": [
         ("(have & want)", "have"),

@@ -171,10 +171,10 @@ def lines(levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def zones(levels: np.ndarray) -> Sizes:
-    """Of connected pixels of one level, corners connect; there is one direction."""
-    parts = label(levels, connectivity=2, background=-1) - 1
-    first = np.unique(parts, return_index=True)[1]
-    return [(levels.ravel()[first], np.bincount(parts.ravel()))]
+    """Of connected pixels of one level, corners connect; there is one direction. Pixels of level -1 are outside."""
+    levels, parts = levels.ravel(), label(levels, connectivity=2, background=-1).ravel()
+    first = np.unique(parts[parts > 0], return_index=True)[1]
+    return [(levels[parts > 0][first], np.bincount(parts)[1:])]
 
 
 def sizes(found: Sizes, pixels: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from medcook.recipes.findings._nodules import patches
 
@@ -25,3 +25,11 @@ def all_over(malignancy: Tensor, images: Tensor) -> Tensor:
     """(B, 3, H, W) probabilities, the same all over each image: no nodule (0), a benign one, a malignant one (B,)."""
     found = torch.stack([torch.zeros_like(malignancy), 1 - malignancy, malignancy], dim=1)
     return found[:, :, None, None].expand(*found.shape, *images.shape[2:])
+
+
+class AllOver:
+    """For methods that score nodules whose place is known (`scores`): without a place, the middle of the image."""
+
+    def predict(self, nets: nn.ModuleDict, images: Tensor) -> Tensor:
+        """(B, 3, H, W): see `all_over`."""
+        return all_over(self.scores(nets, images, torch.zeros_like(images[:, 0])), images)

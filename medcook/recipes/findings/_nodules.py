@@ -10,12 +10,13 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
 from medcook import evaluation
 from medcook.cohorts import CohortTask
-from medcook.data import Case
+from medcook.data import IGNORE, Case
 from medcook.recipes.language._findings import FindingsTask, Painted, fields_of
 
 BENIGN, MALIGNANT = 1, 2
@@ -108,6 +109,16 @@ class NoduleTask(FindingsTask, CohortTask):
         return STRUCTURES
 
 
+def bodies(labels: Tensor) -> Tensor:
+    """(B, H, W) bool: where label maps (B, H, W) have a nodule of either kind."""
+    return (labels > 0) & (labels != IGNORE)
+
+
+def has_nodule(labels: Tensor) -> Tensor:
+    """(B,) bool: whether each label map (B, H, W) has a nodule at all."""
+    return bodies(labels).flatten(1).any(1)
+
+
 def malignant(labels: Tensor) -> Tensor:
     """(B,) bool: whether each label map (B, H, W) has a malignant nodule."""
     return (labels == MALIGNANT).flatten(1).any(1)
@@ -118,14 +129,18 @@ def patches(images: Tensor, labels: Tensor, side: int) -> Tensor:
 
     Without a nodule the middle of the image is taken.
     """
-    reach = side // 2
-    padded = torch.nn.functional.pad(images, [reach] * 4)
-    found = []
-    for image, label in zip(padded, labels, strict=True):
-        places = ((label > 0) & (label < 255)).nonzero()
-        top, left = (places.float().mean(0).round().long() if len(places) else torch.tensor(label.shape) // 2).tolist()
-        found.append(image[:, top : top + side, left : left + side])
-    return torch.stack(found)
+    middles = []
+    for body in bodies(labels):
+        places = body.nonzero().float()
+        middles.append(places.mean(0) if len(places) else body.new_tensor(body.shape, dtype=torch.float32) // 2)
+    return squares(images, range(len(images)), torch.stack(middles), side)
+
+
+def squares(images: Tensor, numbers, places: Tensor, side: int) -> Tensor:
+    """(N, C, side, side): of images (B, C, H, W) those with these numbers (N), around places (N, 2), row and column."""
+    padded = F.pad(images, [side // 2] * 4)
+    corners = zip(numbers, places.round().long().tolist(), strict=True)
+    return torch.stack([padded[number, :, top : top + side, left : left + side] for number, (top, left) in corners])
 
 
 def nodule_rows(scores, case: Case, labels: Tensor) -> list[dict]:
@@ -134,14 +149,14 @@ def nodule_rows(scores, case: Case, labels: Tensor) -> list[dict]:
     Versions without a nodule have no row. `radius` in pixels tells small from large ones.
     """
     rows = []
-    for number, (score, label) in enumerate(zip(scores, labels, strict=True), 1):
-        if not (label > 0).any():
-            continue
+    there = has_nodule(labels).nonzero().flatten().tolist()
+    for number in there:
+        score, label = scores[number], labels[number]
         values = {
             "score": float(score),
             "outcome": float((label == MALIGNANT).any()),
             "group": str(case.attributes.get("site") or ""),
-            "radius": float((label > 0).sum() / np.pi) ** 0.5,
+            "radius": float(bodies(label).sum() / np.pi) ** 0.5,
         }
-        rows.append(evaluation.row(case, f"nodule {number}", **values))
+        rows.append(evaluation.row(case, f"nodule {number + 1}", **values))
     return rows

@@ -11,17 +11,17 @@ from types import MappingProxyType
 
 import numpy as np
 from scipy import ndimage
-from skimage.measure import label, regionprops
+from skimage.measure import regionprops
 
 from medcook.recipes.domain_shift._radiomics import (
     DIRECTIONS,
     TINY,
-    Sizes,
     entropy,
     first_order,
     grey_levels,
     runs,
     sizes,
+    zones,
 )
 
 STEPS = 100
@@ -176,10 +176,3 @@ def cooccurring(levels: np.ndarray) -> np.ndarray:
         related = together / variance if variance > TINY else 1.0
         found.append([*values, entropy(p), related, (p * (i + j - 2 * mean) ** 3).sum()])
     return np.mean(found, axis=0) if found else np.zeros(7)
-
-
-def zones(levels: np.ndarray) -> Sizes:
-    """Of connected pixels of one level, corners connect; levels below 0 are outside."""
-    parts = label(levels, connectivity=2, background=-1)
-    first = np.unique(parts[parts > 0], return_index=True)[1]
-    return [(levels[parts > 0][first], np.bincount(parts[parts > 0])[1:])]

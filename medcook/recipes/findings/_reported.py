@@ -28,6 +28,7 @@ from medcook.recipes.language._findings import (
     Painted,
     fields_of,
 )
+from medcook.recipes.language._parsing import f1
 
 REGIONS = tuple(product(SIDES, FIELDS))
 """Side and field of each region; region k is where the second channel of an image is k + 1."""
@@ -94,7 +95,7 @@ def agreement(found: set, truth: set) -> dict[str, float]:
     return {
         "precision": right / len(found) if found else same,
         "recall": right / len(truth) if truth else same,
-        "f1": 2 * right / (len(found) + len(truth)) if found or truth else 1.0,
+        "f1": f1(found, truth),
     }
 
 

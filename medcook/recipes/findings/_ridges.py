@@ -44,8 +44,3 @@ def without(images: Tensor, covered: Tensor) -> Tensor:
     bell, known = kernels(3.0 * images.shape[1] / 96)[0], (~covered).float()
     around = filtered(images * known, bell, bell) / filtered(known, bell, bell).clamp_min(1e-6)
     return torch.where(covered, around, images)
-
-
-def widened(masks: Tensor, steps: int) -> Tensor:
-    """Masks (B, H, W) bool and all pixels at most `steps` from them."""
-    return F.max_pool2d(masks[:, None].float(), 2 * steps + 1, stride=1, padding=steps)[:, 0] > 0

@@ -4,7 +4,6 @@ Three tasks: tuberculosis in real X-rays (`XRAYS`), whose outcome is known and w
 into an X-ray, of known kind and place (`FINDINGS`); one drawn nodule, benign or malignant (`NODULES`).
 """
 
-from copy import deepcopy
 from dataclasses import dataclass, field
 
 import torch
@@ -14,17 +13,15 @@ from torch import Tensor, nn
 from medcook.data import Case
 from medcook.data.transforms import Augment
 from medcook.methods import Batch, Classifier, Moment
+from medcook.pretraining import fresh
 from medcook.recipes.fairness.mask_of_truth import RegionTask
-from medcook.recipes.findings._lesions import all_over
+from medcook.recipes.findings._lesions import AllOver
 from medcook.recipes.findings._nodules import NoduleTask, malignant, nodule_rows
 from medcook.recipes.language._findings import FindingsTask
-from medcook.recipes.language._reading import Reader, Start
+from medcook.recipes.language._reading import AUGMENT, Reader, Start
 from medcook.recipes.recipe import Scale
 from medcook.sampling import trained
 from medcook.tasks import Budget, Task
-
-AUGMENT = Augment(rotate=10, scale=0.1, shift=0.05, gamma=0.2, contrast=0.2, brightness=0.2, noise=0.05)
-"""Right and left stay what they are called: nothing is mirrored."""
 
 XRAYS = RegionTask("chest_xray", evaluation="test")
 """Images (N, 2, 128, 128): the second channel is 1 in the lungs, as drawn by people. Outcome: tuberculosis."""
@@ -34,37 +31,20 @@ FINDINGS_QUICK = FindingsTask("embedded", versions=1)
 NODULES = NoduleTask("chest_xray", evaluation="test")
 NODULES_QUICK = NoduleTask("embedded", side=48, versions=1)
 
-XRAY_BUDGET = Budget(steps=240, batch=12, checks=0)
 FINDINGS_BUDGET = Budget(steps=600, batch=12, checks=0)
 NODULE_BUDGET = Budget(steps=500, batch=16, checks=0)
 
 
 @dataclass
-class Telling(Classifier):
-    """The chapter's classifier: SqueezeNet with what photographs taught it, or a small encoder; one linear layer.
+class TellingNodules(AllOver, Classifier):
+    """Tells malignant nodules from benign ones; it sees the whole image. A subclass sees something else (`view`).
 
-    start   `imagenet` or `random`. `quick` takes `random`, since ImageNet's weights need the network
+    start   of the network: `imagenet` or `random`. `quick` takes `random`, since ImageNet's weights need the network
     """
 
-    rate: float = 5e-4
-    dropout: float = 0.0
-    augmentation: Augment = field(default_factory=lambda: AUGMENT)
-    start: Start = "imagenet"
-
-    def network_for(self, inputs: int, classes: int) -> nn.Module:
-        """Images (B, inputs, H, W) to logits (B, classes)."""
-        return Reader(self.start, inputs, classes, self.channels)
-
-    def build(self, inputs: int, classes: int, dims: int) -> nn.ModuleDict:
-        model = self.network_for(inputs, classes)
-        return nn.ModuleDict({"model": model, "average": deepcopy(model).requires_grad_(False)})
-
-
-@dataclass
-class TellingNodules(Telling):
-    """Tells malignant nodules from benign ones; it sees the whole image. A subclass sees something else (`view`)."""
-
     rate: float = 1e-3
+    augmentation: Augment = field(default_factory=lambda: AUGMENT)
+    dropout: float = 0.0
     start: Start = "random"
 
     trial = NODULES_QUICK
@@ -73,17 +53,17 @@ class TellingNodules(Telling):
         """What the network sees of images (B, C, H, W) with label maps (B, H, W)."""
         return images
 
-    def network_for(self, inputs: int, classes: int) -> nn.Module:
-        """Two outcomes, whatever the classes of the task."""
-        return super().network_for(inputs, 2)
+    def network_for(self, inputs: int) -> nn.Module:
+        """Views (B, inputs, H, W) to logits (B, 2), whatever the classes of the task."""
+        return Reader(self.start, inputs, 2, self.channels)
+
+    def build(self, inputs: int, classes: int, dims: int) -> nn.ModuleDict:
+        model = self.network_for(inputs)
+        return nn.ModuleDict({"model": model, "average": fresh(model)})
 
     def training_step(self, nets: nn.ModuleDict, labelled: Batch, unlabelled: Batch | None, now: Moment) -> Tensor:
         logits = nets["model"](self.view(labelled.images, labelled.labels)).float()
         return F.cross_entropy(logits, malignant(labelled.labels).long())
-
-    def predict(self, nets: nn.ModuleDict, images: Tensor) -> Tensor:
-        """Without the place of a nodule, of the middle of the image."""
-        return all_over(self.scores(nets, images, torch.zeros_like(images[:, 0])), images)
 
     def scores(self, nets: nn.ModuleDict, images: Tensor, labels: Tensor) -> Tensor:
         """(N,) probabilities that the nodule of each image is malignant."""

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from medcook.cohorts import CohortTask
 from medcook.data import Case
 from medcook.recipes.findings._lesions import lesions
-from medcook.recipes.findings._nodules import NoduleTask
+from medcook.recipes.findings._nodules import NoduleTask, bodies, has_nodule
 from medcook.recipes.findings._settings import TellingNodules, diagnosis_rows, scales
 from medcook.recipes.language._reading import Start
 from medcook.recipes.recipe import Arm, Component, Recipe
@@ -51,7 +51,7 @@ def elsewhere(labels: Tensor) -> Tensor:
     height = labels.shape[1]
     moved = torch.zeros_like(labels)
     for new, label in zip(moved, labels.flip(2), strict=True):
-        rows = ((label > 0) & (label < 255)).any(1).nonzero()
+        rows = bodies(label).any(1).nonzero()
         middle = float(rows.float().mean()) if len(rows) else height
         new.copy_(label.roll(round(height / 3) * (1 if middle < height / 2 else -1), 0))
     return moved
@@ -82,7 +82,7 @@ class Centred(TellingNodules):
     def attention(self, nets: nn.ModuleDict, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """(N,) the share of the Grad-CAM that lies in the nodule, and (N,) the nodule's share of what is seen."""
         seen = self.view(images, labels)
-        inside = self.view(((labels > 0) & (labels < 255))[:, None].float(), labels) > 0.5
+        inside = self.view(bodies(labels)[:, None].float(), labels) > 0.5
         heat = grad_cam(nets["average"], seen)
         found = (heat * inside).flatten(1).sum(1) / heat.flatten(1).sum(1)
         return found, inside.float().flatten(1).mean(1)
@@ -109,7 +109,7 @@ def lesion_rows(fitted, case: Case) -> list[dict]:
     """
     rows = diagnosis_rows(fitted, case)
     images, labels = fitted.task.preparation.both(case)
-    there = (labels > 0).flatten(1).any(1)
+    there = has_nodule(labels)
     if not rows:
         return []
     shares = zip(*fitted.method.attention(trained(fitted), images[there], labels[there]), strict=True)

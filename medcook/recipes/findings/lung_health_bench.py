@@ -28,7 +28,7 @@ from medcook.methods import Batch, Moment
 from medcook.pretraining import Pretrained, Projector, info_nce, nothing, one_cycle
 from medcook.recipes.findings import _detection as boxes
 from medcook.recipes.findings._detection import RATES, Detector, Images, detection_loss, objects_of, one_kind
-from medcook.recipes.findings._nodules import malignant, nodule_rows, patches
+from medcook.recipes.findings._nodules import has_nodule, malignant, nodule_rows, patches, squares
 from medcook.recipes.findings._settings import AUGMENT, NODULE_BUDGET, NODULES, NODULES_QUICK, scales
 from medcook.recipes.language._reading import Reader
 from medcook.recipes.recipe import Arm, Component, Recipe
@@ -42,14 +42,6 @@ PEAKS, SURE = 12, 3
 """Places at which the detector suspects a nodule; so many of them, the surest false ones, are their own stratum."""
 
 Start = Literal["random", "candidates", "shuffled", "contrast"]
-
-
-def around(images: Tensor, numbers: Tensor, places: Tensor) -> Tensor:
-    """(N, C, PATCH, PATCH): squares of images (B, C, H, W) around places (N, 2) of the images with these numbers."""
-    reach = PATCH // 2
-    padded = F.pad(images, [reach] * 4)
-    corners = zip(numbers.tolist(), places.round().long().tolist(), strict=True)
-    return torch.stack([padded[number, :, top : top + PATCH, left : left + PATCH] for number, (top, left) in corners])
 
 
 @torch.no_grad()
@@ -131,7 +123,7 @@ class Bench(Pretrained):
         if self.start == "random":
             return nothing()
         numbers, places, truth = candidates(suspected(parts["detector"], images.images), images.labels)
-        found = around(images.images, numbers, places)
+        found = squares(images.images, numbers.tolist(), places, PATCH)
         if self.start == "contrast":
             views = (parts["project"](nets["model"].features(self.view(found))) for _ in range(2))
             return info_nce(*views)
@@ -151,7 +143,7 @@ class Bench(Pretrained):
         """Nothing, benign, malignant, (B, 3, H, W): the detector's heat, and the diagnosis where it is surest."""
         heat = F.interpolate(nets["pretext"]["detector"](images)[0].sigmoid(), size=images.shape[2:])
         places = torch.stack([each[0] for each in suspected(nets["pretext"]["detector"], images)])
-        found = nets["average"](around(images, torch.arange(len(images)), places)).float().softmax(1)
+        found = nets["average"](squares(images, range(len(images)), places, PATCH)).float().softmax(1)
         return torch.cat([1 - heat, heat * found[:, :, None, None]], 1)
 
 
@@ -175,7 +167,7 @@ def bench_rows(fitted, case: Case) -> list[dict]:
     detector, val = nets["pretext"]["detector"], fitted.task.samples("val")
     levels = once(fitted, "levels", lambda: boxes.levels_at(detected(detector, val.images, val.labels)))
     images, labels = fitted.task.preparation.both(case)
-    there = (labels > 0).flatten(1).any(1)
+    there = has_nodule(labels)
     rows = nodule_rows(fitted.method.scores(nets, images, labels), case, labels)
     one = levels[RATES.index(1)]
     for number, (row, image) in enumerate(zip(rows, detected(detector, images[there], labels[there]), strict=True), 1):

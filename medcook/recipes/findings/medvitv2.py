@@ -194,7 +194,7 @@ class TellingByMedViT(TellingNodules):
 
     axes = 2
 
-    def network_for(self, inputs: int, classes: int) -> nn.Module:
+    def network_for(self, inputs: int) -> nn.Module:
         return MedViT(inputs, 2, self.channels, self.kan, self.local)
 
     def view(self, images: Tensor, labels: Tensor) -> Tensor:

@@ -33,9 +33,10 @@ from torch import Tensor, nn
 from medcook.data import Case
 from medcook.data.transforms import NONE, Augment
 from medcook.methods import Batch, Classifier, Moment
-from medcook.recipes.findings._lesions import all_over
-from medcook.recipes.findings._nodules import malignant, nodule_rows
-from medcook.recipes.findings._ridges import ridges, widened, without
+from medcook.recipes.fairness.mask_of_truth import grown
+from medcook.recipes.findings._lesions import AllOver
+from medcook.recipes.findings._nodules import bodies, has_nodule, malignant, nodule_rows
+from medcook.recipes.findings._ridges import ridges, without
 from medcook.recipes.findings._settings import scales
 from medcook.recipes.findings._surroundings import SurroundingsTask
 from medcook.recipes.recipe import Arm, Component, Recipe
@@ -67,9 +68,9 @@ def measured(images: Tensor, lungs: Tensor, nodules: Tensor, places: Tensor | No
     """
     places, scale = nodules if places is None else places, images.shape[1] / 96
     margin, reach = max(1, round(MARGIN * scale)), round(RING * scale)
-    covered = widened(nodules, margin)
-    clean, core = without(images, covered), widened(places, margin)
-    ring = widened(core, reach) & ~core & ~covered & lungs
+    covered, core = (grown(masks[:, None], margin)[:, 0] for masks in (nodules, places))
+    clean = without(images, covered)
+    ring = grown(core[:, None], reach)[:, 0] & ~core & ~covered & lungs
     found = {name: (ridges(clean, name == "vessels") > CUT) & lungs & ~covered for name in ("vessels", "airways")}
     lines = []
     for number, place in enumerate(places.numpy()):
@@ -129,7 +130,7 @@ def associations(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 @dataclass
-class Surroundings(Classifier):
+class Surroundings(AllOver, Classifier):
     """A logistic regression of what is measured around the nodule, each measure standardised.
 
     structures  whose measures it gets: keys of `MEASURES`
@@ -161,7 +162,7 @@ class Surroundings(Classifier):
 
     def around(self, images: Tensor, labels: Tensor) -> Tensor:
         """(B, measures chosen) of images with their lungs (B, 2, H, W)."""
-        nodules = (labels > 0) & (labels < 255)
+        nodules = bodies(labels)
         lungs = images[:, 1] > 0.5 if images.shape[1] > 1 else torch.ones_like(nodules)
         found = measured(images[:, 0].cpu().float(), lungs.cpu(), nodules.cpu(), self.places(nodules).cpu())
         return found[:, self.chosen].to(images.device)
@@ -180,18 +181,14 @@ class Surroundings(Classifier):
         """(N,) probabilities that the nodule of each image is malignant."""
         return nets["average"](self.around(images, labels))[:, 0].sigmoid()
 
-    def predict(self, nets: nn.ModuleDict, images: Tensor) -> Tensor:
-        """Without the place of a nodule there is nothing to measure around."""
-        return all_over(self.scores(nets, images, torch.zeros_like(images[:, 0])), images)
-
 
 @torch.no_grad()
 def surroundings_rows(fitted, case: Case) -> list[dict]:
     """`nodule_rows` of the regression's scores, and every measure around the nodule, whichever the regression gets."""
     images, labels = fitted.task.preparation.both(case)
-    there = (labels > 0).flatten(1).any(1)
+    there = has_nodule(labels)
     scores = fitted.method.scores(trained(fitted), images, labels)
-    lines = measured(images[there, 0].float(), images[there, 1] > 0.5, labels[there] > 0).tolist()
+    lines = measured(images[there, 0].float(), images[there, 1] > 0.5, bodies(labels[there])).tolist()
     rows = nodule_rows(scores, case, labels)
     names = [name.replace(" ", "_") for name in NAMES]
     return [row | dict(zip(names, line, strict=True)) for row, line in zip(rows, lines, strict=True)]

@@ -30,11 +30,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
+from medcook import metrics
 from medcook.data import Case
 from medcook.data.transforms import NONE, Augment
 from medcook.methods import Batch, Method, Moment
 from medcook.recipes.findings._lesions import all_over
-from medcook.recipes.findings._nodules import malignant, nodule_rows
+from medcook.recipes.findings._nodules import bodies, has_nodule, malignant, nodule_rows
 from medcook.recipes.findings._outlined import COUNT, SEGMENTERS, described, expanded, outlined
 from medcook.recipes.findings._settings import NODULES, NODULES_QUICK
 from medcook.recipes.recipe import Arm, Component, Recipe, Scale
@@ -154,7 +155,7 @@ class Peritumoral(Method):
 
 def grey_and_truths(images: Tensor, labels: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Grey images (N, H, W) and nodules (N, H, W) bool; the middle of the image where there is none."""
-    truths = ((labels > 0) & (labels < 255)).cpu().numpy()
+    truths = bodies(labels).cpu().numpy()
     height, width = truths.shape[1:]
     middle = np.zeros((height, width), bool)
     middle[height // 2 - 2 : height // 2 + 3, width // 2 - 2 : width // 2 + 3] = True
@@ -179,7 +180,7 @@ class Learnt:
 def learnt(fitted) -> Learnt:
     """Classifiers of a run, fitted on its training nodules; the other of one is half of all nodules further on."""
     method, samples = fitted.method, fitted.task.samples("labelled")
-    there = (samples.labels > 0).flatten(1).any(1)
+    there = has_nodule(samples.labels)
     images, truths = grey_and_truths(samples.images[there], samples.labels[there])
     outcome, middles = malignant(samples.labels[there]).numpy(), [centre(truth) for truth in truths]
     pairs = list(zip(images, middles, strict=True))
@@ -199,7 +200,7 @@ def radiomic_rows(fitted, case: Case) -> list[dict]:
     dice HOW                          of the outline found by HOW, not grown, with the nodule
     """
     images, labels = fitted.task.preparation.both(case)
-    kept = (labels > 0).flatten(1).any(1)
+    kept = has_nodule(labels)
     if not kept.any():
         return []
     method, known = fitted.method, once(fitted, "learnt", lambda: learnt(fitted))
@@ -215,7 +216,7 @@ def radiomic_rows(fitted, case: Case) -> list[dict]:
             columns[name] = forest.predict_proba(method.features(grey, truths, others, way))[:, 1]
     for how in SEGMENTERS:
         masks = [outlined(image, truth, how, scaled(MARGIN, image)) for image, truth in zip(grey, truths, strict=True)]
-        columns[f"dice {how}"] = [2 * (m & t).sum() / (m.sum() + t.sum()) for m, t in zip(masks, truths, strict=True)]
+        columns[f"dice {how}"] = [metrics.dice(*pair) for pair in zip(masks, truths, strict=True)]
     return [row | {name: float(column[i]) for name, column in columns.items()} for i, row in enumerate(rows)]
 
 

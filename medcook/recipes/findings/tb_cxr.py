@@ -39,7 +39,7 @@ from medcook.sampling import trained
 from medcook.tasks import Budget
 
 BUDGET = Budget(steps=360, batch=12, checks=0)
-"""A third of the steps train the U-Net; 240 are left, as many as the chapter's classifiers have on X-rays."""
+"""A third of the steps train the U-Net; 240 are left for the classifier."""
 
 Sees = Literal["whole", "lungs", "elsewhere"]
 

@@ -167,8 +167,9 @@ class UniT(Method):
     trial = QUICK
 
     def build(self, inputs: int, classes: int, dims: int) -> nn.ModuleDict:
-        make = lambda lungs: HierarchicalUNet(inputs, self.channels, self.width, lungs, self.hierarchy)  # noqa: E731
-        model = Assembly([make(1) for _ in SIDES]) if self.assembled else make(len(SIDES))
+        alone = [1] * len(SIDES) if self.assembled else [len(SIDES)]
+        nets = [HierarchicalUNet(inputs, self.channels, self.width, lungs, self.hierarchy) for lungs in alone]
+        model = Assembly(nets) if self.assembled else nets[0]
         model.classes = classes
         return nn.ModuleDict({"model": model, "average": deepcopy(model).requires_grad_(False)})
 
@@ -204,6 +205,11 @@ def reported(probability: np.ndarray, label: np.ndarray, side: str) -> list[int]
     return [sum(right), len(right) - sum(right), len(true) - sum(right)]
 
 
+def share(part: float, whole: float) -> float:
+    """NaN of nothing."""
+    return float(part / whole) if whole else float("nan")
+
+
 def dice(found: np.ndarray, truth: np.ndarray) -> float:
     """Of masks; NaN where both are empty."""
     return metrics.dice(found, truth) if found.any() or truth.any() else float("nan")
@@ -232,7 +238,6 @@ def unit_rows(fitted, case: Case) -> list[dict]:
                     kind = diagnosed[number, k][:, label == value].mean(1).argmax()
                     named.append(KINDS[kind] == FINDINGS[value - 1].kind)
     right, wrong, missed = counts
-    share = lambda part, whole: float(part / whole) if whole else nan  # noqa: E731
     values = {
         "f1": share(2 * right, 2 * right + wrong + missed),
         "precision": share(right, right + wrong),

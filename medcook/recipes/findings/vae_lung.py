@@ -44,8 +44,8 @@ from medcook.recipes.findings._latent import (
     dirichlet_kl,
     gaussian_kl,
 )
-from medcook.recipes.findings._lesions import all_over, lesions
-from medcook.recipes.findings._nodules import malignant
+from medcook.recipes.findings._lesions import AllOver, lesions
+from medcook.recipes.findings._nodules import bodies, has_nodule, malignant
 from medcook.recipes.findings._settings import AUGMENT, NODULES, NODULES_QUICK, diagnosis_rows, scales
 from medcook.recipes.recipe import Arm, Component, Recipe
 from medcook.sampling import once, trained
@@ -57,7 +57,7 @@ Kind = Literal["gaussian", "dirichlet", "principal"]
 
 
 @dataclass
-class LesionVAE(OptionalPretext):
+class LesionVAE(AllOver, OptionalPretext):
     """First a VAE of the patches around nodules, then an MLP on latent vectors of a VAE that no longer learns.
 
     kind    of latent space; `principal`: principal components of the patches that a VAE would have seen
@@ -124,10 +124,6 @@ class LesionVAE(OptionalPretext):
         """(N,) probabilities that the nodule of each image is malignant."""
         return nets["average"](lesions(images, labels, SIDE)).float().softmax(1)[:, 1]
 
-    def predict(self, nets: nn.ModuleDict, images: Tensor) -> Tensor:
-        """Without the place of a nodule, of the middle of the image."""
-        return all_over(self.scores(nets, images, torch.zeros_like(images[:, 0])), images)
-
     def decoded(self, nets: nn.ModuleDict, patches: Tensor) -> tuple[Tensor, Tensor]:
         """Patches as the mean of their latent vectors shows them, and KL (B,); NaN of what there is not."""
         nothing_known, encoder = torch.full((len(patches),), torch.nan), nets["average"].encoder
@@ -159,13 +155,13 @@ class LesionVAE(OptionalPretext):
 def space_of(fitted) -> Space:
     """The latent space of a trained run, with clusters of its training nodules (k-means)."""
     samples, net = fitted.task.samples("labelled"), trained(fitted)["average"]
-    there = (samples.labels > 0).flatten(1).any(1)
+    there = has_nodule(samples.labels)
     images, labels = samples.images[there], samples.labels[there]
     vectors = net.encoded(lesions(images, labels, SIDE)).double().numpy()
     scale = vectors.mean(0), np.maximum(vectors.std(0), 1e-9)
     vectors = (vectors - scale[0]) / scale[1]
     clusters = KMeans(CLUSTERS, n_init=4, random_state=0).fit(vectors)
-    radius = ((labels > 0).flatten(1).sum(1) / np.pi).sqrt().numpy()
+    radius = (bodies(labels).flatten(1).sum(1) / np.pi).sqrt().numpy()
     return Space(scale, vectors, malignant(labels).numpy(), radius, clusters)
 
 
@@ -183,7 +179,7 @@ def latent_rows(fitted, case: Case) -> list[dict]:
         return []
     method, space, nets = fitted.method, once(fitted, "space", lambda: space_of(fitted)), trained(fitted)
     images, labels = fitted.task.preparation.both(case)
-    there = (labels > 0).flatten(1).any(1)
+    there = has_nodule(labels)
     patches, ill = lesions(images[there], labels[there], SIDE), malignant(labels[there]).numpy()
     shown, divergence = method.decoded(nets, patches)
     vectors = space.placed(nets["average"].encoded(patches).double().numpy())

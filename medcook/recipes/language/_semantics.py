@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medcook.language import mean_words
+from medcook.recipes.architectures._blocks import resized
 from medcook.recipes.pretraining._tokens import grid_places, sinusoids
 
 SPARSE = 2
@@ -19,10 +20,6 @@ def tokens_of(maps: Tensor) -> Tensor:
 def mapped(tokens: Tensor, size: tuple[int, ...]) -> Tensor:
     """(B, H W, C) as (B, C, H, W)."""
     return tokens.transpose(1, 2).unflatten(2, tuple(size))
-
-
-def resized(maps: Tensor, size: tuple[int, ...]) -> Tensor:
-    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 def places(like: Tensor, width: int, size: tuple[int, ...] | None = None) -> Tensor:

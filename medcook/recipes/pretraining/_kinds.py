@@ -107,7 +107,7 @@ def kind_rows(fitted, case: Case) -> list[dict]:
     dice              of what the network's map says to count, above half of its range, with the structures
     learners          of the network
     """
-    task, there = fitted.task, gallery_of(fitted)
+    task, there, nets = fitted.task, gallery_of(fitted), trained(fitted)
     own = task.values(case.attributes)
     if None in own:
         return []
@@ -115,7 +115,7 @@ def kind_rows(fitted, case: Case) -> list[dict]:
     near = there.kinds[np.argsort(-there.vectors @ vector, kind="stable")[:NEAR]]
     nearest, kind = task.kinds[near[0]], task.kinds.index(own)
     with torch.no_grad():
-        maps = fitted.method.look(fitted.nets, images)
+        maps = fitted.method.look(nets, images)
     truth = task.preparation.labels(case) > 0
     values = {
         "recall": float(near[0] == kind),
@@ -125,7 +125,7 @@ def kind_rows(fitted, case: Case) -> list[dict]:
         "cluster": float(np.linalg.norm(there.centres - vector, axis=1).argmin()),
         "kind": float(kind),
         "dice": metrics.dice(region(maps, truth.shape[1:]).numpy(), truth.numpy()),
-        "learners": float(fitted.nets["average"].owner.max() + 1),
+        "learners": float(nets["average"].owner.max() + 1),
     }
     return [evaluation.row(case, "kind", **values)]
 

@@ -13,8 +13,8 @@ from medcook.methods import Batch, Moment
 from medcook.pretraining import info_nce
 from medcook.recipes.findings import lung_health_bench as bench
 from medcook.recipes.findings._detection import RATES, froc
-from medcook.recipes.findings._nodules import patches
-from medcook.recipes.findings.lung_health_bench import PATCH, SURE, Bench, around, bench_rows, candidates, recipe
+from medcook.recipes.findings._nodules import patches, squares
+from medcook.recipes.findings.lung_health_bench import PATCH, SURE, Bench, bench_rows, candidates, recipe
 
 ARMS = {name: arm.method for name, arm in recipe.arms.items()}
 DETECTING, SUSPECTING, DIAGNOSING = Moment(0, 10), Moment(3, 10), Moment(9, 10)
@@ -68,8 +68,8 @@ def test_candidates_are_the_nodule_and_false_suspicions_of_both_strata():
 def test_patches_lie_around_their_places_also_at_the_border():
     data = batch()
     places = torch.tensor([[(3 + k + 8 + k) / 2, 8.0] for k in range(4)])
-    assert torch.equal(around(data.images, torch.arange(4), places), patches(data.images, data.labels, PATCH))
-    corner = around(data.images, torch.tensor([2]), torch.tensor([[0.0, 47.0]]))[0, 0]
+    assert torch.equal(squares(data.images, range(4), places, PATCH), patches(data.images, data.labels, PATCH))
+    corner = squares(data.images, [2], torch.tensor([[0.0, 47.0]]), PATCH)[0, 0]
     assert torch.equal(corner[16:, :17], data.images[2, 0, :16, 31:]) and not corner[:16].any()
 
 
@@ -94,7 +94,7 @@ def test_first_the_detector_learns_then_the_classifier_tells_candidates_then_can
     assert not any(touched(parts["detector"])) and all(touched(nets["model"].encoder)) and all(touched(parts["tell"]))
     torch.manual_seed(2)
     numbers, places, truth = candidates(bench.suspected(parts["detector"], data.images), data.labels)
-    features = nets["model"].features(around(data.images, numbers, places))
+    features = nets["model"].features(squares(data.images, numbers.tolist(), places, PATCH))
     assert torch.isclose(loss, F.cross_entropy(parts["tell"](features), truth.long()), atol=1e-5)
     nets, loss = step(Bench(), DIAGNOSING)
     assert not any(touched(nets["pretext"])) and all(touched(nets["model"]))
@@ -133,7 +133,7 @@ def test_the_others_wait_or_compare_views_of_the_same_patches():
     assert all(touched(nets["model"].encoder)) and all(touched(parts["project"]))
     torch.manual_seed(2)
     numbers, places, _ = candidates(bench.suspected(parts["detector"], data.images), data.labels)
-    found = around(data.images, numbers, places)
+    found = squares(data.images, numbers.tolist(), places, PATCH)
     views = [parts["project"](nets["model"].features(method.view(found))) for _ in range(2)]
     assert torch.isclose(loss, info_nce(*views), atol=1e-4)
     detector = [step(method, DETECTING)[0]["pretext"]["detector"] for method in ARMS.values()]
