@@ -75,18 +75,23 @@ shown = task.samples("val")
 thought = {name: asked(fitted, shown.images, shown.labels).numpy() for name, fitted in models.items()}
 kinds = shown.labels.flatten(1).amax(1).tolist()
 chosen = [n for kind in (1, 2) for n in [k for k, found in enumerate(kinds) if found == kind][:3]]
-findings_figures.diagnosed_figure(
-    [
+
+
+def diagnosed(numbers):
+    """Samples with these numbers, and what both networks say of them."""
+    rows = [
         Diagnosed(
             shown.images[n, 0].numpy(),
             shown.labels[n].numpy() > 0,
             _nodules.STRUCTURES[kinds[n]],
             {name: float(probability[n]) for name, probability in thought.items()},
         )
-        for n in chosen
-    ],
-    task.data.manifest,
-)
+        for n in numbers
+    ]
+    return findings_figures.diagnosed_figure(rows, task.data.manifest)
+
+
+diagnosed(chosen)
 
 # %% [markdown]
 # **Ranking, not thresholds.** A probability of one half is a convention. What a network has learnt shows in how it
@@ -229,18 +234,7 @@ score = thought["lesion patch"]
 order = np.argsort(score)
 missed = [n for n in order if kinds[n] == _nodules.MALIGNANT][:3]
 alarms = [n for n in order[::-1] if kinds[n] == _nodules.BENIGN][:3]
-findings_figures.diagnosed_figure(
-    [
-        Diagnosed(
-            shown.images[n, 0].numpy(),
-            shown.labels[n].numpy() > 0,
-            _nodules.STRUCTURES[kinds[n]],
-            {name: float(probability[n]) for name, probability in thought.items()},
-        )
-        for n in [*missed, *alarms]
-    ],
-    task.data.manifest,
-)
+diagnosed([*missed, *alarms])
 
 # %% [markdown]
 # Malignant nodules without visible spicules, or whose spicules end in the chest wall, are taken for benign; ribs that
@@ -284,7 +278,7 @@ columns = {
     "medregion-ct": ["f1", "places", "bleu"],
 }
 for paper, names in columns.items():
-    table = evidence_frame(paper, "full").groupby("arm")[names].mean().round(2)
+    table = evidence_frame(paper, "full").groupby("arm")[names].mean().round(3)
     display(table.rename_axis(paper))
 
 # %% [markdown]
