@@ -144,7 +144,7 @@ def _foundation_model(row: Row, facts: Facts) -> dict[str, bool]:
 
 
 def _protocol(row: Row, facts: Facts) -> dict[str, bool]:
-    arms = facts.recipe.arms.values() if facts.recipe else ()
+    arms = facts.recipe.arms.values() if _implemented(facts) else ()
     methods = {repr(sorted(arm.method.settings().items())) for arm in arms}
     return {
         f"protocol over at least {MIN_METHODS} methods": len(methods) >= MIN_METHODS,

@@ -11,13 +11,23 @@ from typer.testing import CliRunner
 from medcook import cli, paths, stubs
 from medcook.errors import MedcookError
 from medcook.methods import Moment
-from medcook.papers import Facts, find_row, load_ledger, status
+from medcook.papers import Facts, Row, find_row, load_ledger, status
+
+NEW = Row(
+    id="new-cells",
+    title="New Cells: what nobody has cooked yet",
+    kind="method",
+    chapter="17_instances",
+    idea="Cells are told apart.",
+    claim="Above what came before.",
+)
+"""A paper that has no recipe, whatever becomes of those of the ledger."""
 
 
 @pytest.fixture
 def begun(tmp_path):
     """(recipe's path, test's path) of stubs in an empty tree."""
-    return stubs.write_stubs(find_row("co-seg"), tmp_path)
+    return stubs.write_stubs(NEW, tmp_path)
 
 
 def loaded(path):
@@ -33,7 +43,7 @@ def loaded(path):
 
 def test_they_lie_where_recipe_and_test_belong(begun, tmp_path):
     names = [str(path.relative_to(tmp_path)) for path in begun]
-    assert names == ["medcook/recipes/instances/co_seg.py", "tests/recipes/instances/test_co_seg.py"]
+    assert names == ["medcook/recipes/instances/new_cells.py", "tests/recipes/instances/test_new_cells.py"]
     assert (tmp_path / "medcook/recipes/instances/__init__.py").exists()
 
 
@@ -54,29 +64,29 @@ def test_the_stubs_of_every_paper_pass_the_linter(tmp_path):
 def test_the_recipe_imports_and_says_what_is_missing(begun):
     module = loaded(begun[0])
     recipe = module.recipe
-    assert recipe.paper == "co-seg" and recipe.arms.keys() >= {*recipe.compare, *recipe.ablation}
+    assert recipe.paper == "new-cells" and recipe.arms.keys() >= {*recipe.compare, *recipe.ablation}
     nets = torch.nn.ModuleDict()
-    with pytest.raises(MedcookError, match="co-seg is not written yet. Write its training step"):
+    with pytest.raises(MedcookError, match="new-cells is not written yet. Write its training step"):
         recipe.arms["method"].method.training_step(nets, None, None, Moment(0, 1))
 
 
-@pytest.mark.parametrize("paper", ["co-seg", "aeropath", "sam-vmnet"])
-def test_a_stub_counts_for_nothing(tmp_path, paper):
-    row = find_row(paper)
+@pytest.mark.parametrize("kind", ["method", "study", "foundation-model"])
+def test_a_stub_counts_for_nothing(tmp_path, kind):
+    row = NEW.model_copy(update={"kind": kind})
     recipe = loaded(stubs.write_stubs(row, tmp_path)[0]).recipe
     assert status(row, Facts(recipe)) == status(row, Facts()) == "missing"
 
 
 def test_the_test_fails_until_it_is_written(begun):
-    with pytest.raises(pytest.fail.Exception, match="co-seg is not tested yet"):
+    with pytest.raises(pytest.fail.Exception, match="new-cells is not tested yet"):
         loaded(begun[1]).test_what_carries_the_claim()
 
 
 def test_nothing_is_overwritten(begun, tmp_path):
     begun[0].unlink()
     begun[1].write_text("mine")
-    with pytest.raises(MedcookError, match="co-seg has been begun"):
-        stubs.write_stubs(find_row("co-seg"), tmp_path)
+    with pytest.raises(MedcookError, match="new-cells has been begun"):
+        stubs.write_stubs(NEW, tmp_path)
     assert begun[1].read_text() == "mine" and not begun[0].exists()
 
 
@@ -104,12 +114,14 @@ def run(*arguments: str):
 def test_the_command_writes_and_says_what_comes_next(monkeypatch, tmp_path):
     monkeypatch.setattr(paths, "ROOT", tmp_path)
     monkeypatch.setattr(stubs.write_stubs, "__defaults__", (tmp_path,))
-    result = run("papers", "new", "co-seg")
+    monkeypatch.setattr("medcook.cli.papers.find_row", {NEW.id: NEW}.get)
+    result = run("papers", "new", "new-cells")
     assert result.exit_code == 0
-    assert "written: medcook/recipes/instances/co_seg.py" in result.output
-    assert "medcook reproduce co-seg --profile full" in result.output and "evidence with an ablation" in result.output
-    again = run("papers", "new", "co-seg")
-    assert again.exit_code == 1 and "co-seg has been begun" in again.stderr
+    assert "written: medcook/recipes/instances/new_cells.py" in result.output
+    assert "medcook reproduce new-cells --profile full" in result.output
+    assert "evidence with an ablation" in result.output
+    again = run("papers", "new", "new-cells")
+    assert again.exit_code == 1 and "new-cells has been begun" in again.stderr
 
 
 def test_an_unknown_paper_gets_one_sentence_with_the_nearest_ones():

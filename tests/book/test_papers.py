@@ -81,8 +81,9 @@ def test_without_a_figure_none_is_shown():
 
 
 def test_a_paper_without_recipe_says_so():
-    page = Page("co-seg", find_row("co-seg")).markdown(has_figure=False)
-    assert "Not written yet" in page and "medcook papers new co-seg" in page
+    new = find_row("bcp").model_copy(update={"id": "new-cells"})
+    page = Page(new.id, new).markdown(has_figure=False)
+    assert "Not written yet" in page and "medcook papers new new-cells" in page
     assert "## Mechanism" not in page and "## Evidence" not in page
     assert "mark-missing" in page
 
