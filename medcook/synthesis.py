@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from medcook.data.transforms import warp
+from medcook.image_pool import PoolTask
 from medcook.methods.method import Batch, Moment, follow, own_generator
 from medcook.preparation import Preparation
-from medcook.pretraining import PoolTask, Pretrained, fresh, nothing
+from medcook.pretraining import Pretrained, fresh, nothing
 from medcook.tasks import Task
 
 
@@ -31,7 +32,7 @@ class SmallTask(Task):
 
 @dataclass(frozen=True)
 class SmallPoolTask(PoolTask):
-    """The same, with a pool of images without labels (`medcook.pretraining`); of the task's own data set alone."""
+    """The same, with a pool of images without labels (`medcook.image_pool`); of the task's own data set alone."""
 
     side: int = 64
 

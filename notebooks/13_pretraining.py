@@ -40,7 +40,8 @@ from medcook import comparison, plots, pooled, pretraining_figures, teaching, wi
 from medcook.evaluation import evaluate, summary
 from medcook.evidence import evidence_frame
 from medcook.exercises import check
-from medcook.pretraining import FromScratch, info_nce, origin, packed
+from medcook.image_pool import origin, packed
+from medcook.pretraining import FromScratch, info_nce
 from medcook.profiles import resolve_profile
 from medcook.recipes import find_recipe
 from medcook.recipes.pretraining import _dino, barlow_swin, bpd_finetune, chexworld, gl_contrast, lvm_med, mis_fm, voco

@@ -8,23 +8,17 @@ from torch import nn
 
 from medcook.data import IGNORE
 from medcook.errors import MedcookError, Paused
+from medcook.image_pool import PoolTask, VolumePoolTask, blocks, cut, origin, packed, thinned
 from medcook.methods import Batch, Moment, Supervised
 from medcook.pretraining import (
     FromScratch,
     OptionalPretext,
-    PoolTask,
     Pretrained,
     Projector,
-    VolumePoolTask,
-    blocks,
-    cut,
     encoded,
     info_nce,
     one_cycle,
-    origin,
-    packed,
     pooled,
-    thinned,
 )
 from medcook.tasks import Budget, Samples, Task
 from medcook.training import Loop, fit

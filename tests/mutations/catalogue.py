@@ -283,17 +283,19 @@ CORE = {
     ("training.py", "training/test_runs_end_the_same.py"): [
         ('nets.load_state_dict(weights["last"])\n            return', "return"),
     ],
-    ("pretraining.py", "test_pretraining.py"): [
-        ("return not self.waits", "return True"),
+    ("image_pool.py", "test_pretraining.py"): [
         ("patients = self.unlabelled_patients if own else data.split.train", "patients = data.split.train"),
         ("torch.full_like(found.labels, IGNORE) if own else found.labels", "found.labels"),
         ("kept = images.flatten(1).std(1) > 0.1 * spread", "kept = images.flatten(1).std(1) > -1"),
+        ("* PLACES // counts", "* PLACES // counts.max()"),
+    ],
+    ("pretraining.py", "test_pretraining.py"): [
+        ("return not self.waits", "return True"),
         ("return batch if (batch.labels == IGNORE).all() else super()", "return super()"),
         ("super().after_step(nets, then)", "super().after_step(nets, now)"),
         ("self.optimizer.state.clear()", "pass"),
         ("(self.pretext_rate if is_pretext else self.rate)", "self.rate"),
         ("similarity.fill_diagonal_(-math.inf)", "pass"),
-        ("* PLACES // counts", "* PLACES // counts.max()"),
     ],
     ("pretraining_figures.py", "test_pretraining_figures.py"): [
         ("found, seen = [], {int(case_of[query])}", "found, seen = [], set()"),

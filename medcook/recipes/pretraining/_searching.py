@@ -8,7 +8,7 @@ import torch
 
 from medcook import evaluation, statistics
 from medcook.data import Case
-from medcook.pretraining import origin
+from medcook.image_pool import origin
 from medcook.recipes.fairness.cxr_clip_fairness import WORDS, by_subgroup, captions, embedding, word
 from medcook.sampling import once, trained
 

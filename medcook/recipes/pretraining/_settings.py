@@ -1,7 +1,8 @@
 """What every recipe of the chapter shares, so that nobody gets more than another."""
 
+from medcook.image_pool import PoolTask, VolumePoolTask
 from medcook.methods.semi_supervised import NARROW
-from medcook.pretraining import FromScratch, PoolTask, VolumePoolTask
+from medcook.pretraining import FromScratch
 from medcook.recipes.recipe import Scale
 from medcook.recipes.volumes._settings import CHANNELS as VOLUME_CHANNELS
 from medcook.tasks import Budget, Task

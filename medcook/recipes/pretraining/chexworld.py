@@ -21,8 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medcook.image_pool import PoolTask
 from medcook.methods import Batch, Moment
-from medcook.pretraining import PoolTask, follow, fresh
+from medcook.pretraining import follow, fresh
 from medcook.recipes.pretraining._settings import BASELINE, BRAINS, LABELLED, scales
 from medcook.recipes.pretraining._tokens import (
     MaskedAutoencoder,

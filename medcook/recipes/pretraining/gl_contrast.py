@@ -18,9 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medcook.image_pool import CASES, origin
 from medcook.losses import find_loss
 from medcook.methods import Batch, Moment, own_generator
-from medcook.pretraining import CASES, Projector, encoded, info_nce, origin
+from medcook.pretraining import Projector, encoded, info_nce
 from medcook.recipes.pretraining._settings import BASELINE, BRAINS, CHANNELS, HEARTS, LONGER, scales
 from medcook.recipes.pretraining._stages import Staged
 from medcook.recipes.recipe import Arm, Component, Recipe

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from medcook.data import IGNORE
 from medcook.errors import MedcookError
+from medcook.image_pool import VolumePoolTask, origin
 from medcook.methods import Batch, Method, Moment, own_generator
-from medcook.pretraining import VolumePoolTask, encoded, nothing, origin
+from medcook.pretraining import encoded, nothing
 from medcook.recipes.pretraining._settings import LABELLED, VOLUME_BUDGET, scales
 from medcook.recipes.pretraining._volumes import VOLUME_BASELINE, VOLUME_LONGER, PretrainedOnVolumes
 from medcook.recipes.recipe import Arm, Component, Recipe

@@ -28,12 +28,12 @@ from torch import Tensor, nn
 from medcook.cohorts import Condition, first_attributes, meets
 from medcook.data.transforms import Augment
 from medcook.errors import MedcookError
+from medcook.image_pool import PoolTask, origin
 from medcook.methods import Batch, Moment
 from medcook.methods.classification import image_labels
 from medcook.methods.contrastive import ContrastiveImageText, ImageText, contrast
 from medcook.networks.squeezenet import FEATURES, load_squeezenet
 from medcook.networks.unicl import PUBLISHED, Davit
-from medcook.pretraining import PoolTask, origin
 from medcook.recipes.fairness.cxr_clip_fairness import CaptionTask, captions
 from medcook.recipes.pretraining._searching import NEAREST, insight_rows
 from medcook.recipes.pretraining.bpd_finetune import Tuned

@@ -19,8 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medcook.image_pool import cut
 from medcook.methods import Batch, Moment, own_generator
-from medcook.pretraining import Projector, cut, follow, fresh, pooled
+from medcook.pretraining import Projector, follow, fresh, pooled
 from medcook.recipes.pretraining._settings import BRAIN_VOLUMES, HIPPOCAMPI, VOLUME_BUDGET, scales
 from medcook.recipes.pretraining._volumes import VOLUME_BASELINE, VOLUME_LONGER, PretrainedOnVolumes
 from medcook.recipes.recipe import Arm, Component, Recipe

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medcook.data.transforms import NONE
+from medcook.image_pool import PLACES
 from medcook.methods import Batch, Moment, Supervised
-from medcook.pretraining import PLACES, info_nce, one_cycle
+from medcook.pretraining import info_nce, one_cycle
 from medcook.recipes.pretraining.gl_contrast import (
     REGIONS,
     GlobalLocal,

@@ -10,8 +10,9 @@ from torch import nn
 from medcook.data import IGNORE
 from medcook.data.transforms import NONE
 from medcook.errors import MedcookError
+from medcook.image_pool import CASES, PLACES
 from medcook.methods import Batch, Moment
-from medcook.pretraining import CASES, PLACES, encoded
+from medcook.pretraining import encoded
 from medcook.recipes.pretraining.med3d import BRAINS, CoTrained, astray, balanced, coarser, recipe
 
 TINY = dict(channels=(4, 8, 8), structures=3)

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from medcook.data import IGNORE
+from medcook.image_pool import origin
 from medcook.methods import Batch, Moment
 from medcook.methods.frozen import PHOTOGRAPH
 from medcook.networks.squeezenet import SqueezeNet
-from medcook.pretraining import origin
 from medcook.recipes.pretraining._dino import MOMENTUM, Dino, Prototypes, crops, distilled
 from medcook.recipes.pretraining._pyramid import PyramidNet
 from medcook.recipes.pretraining.ssl_diversity import LEVELS, FromImageNet, GreyEncoder, recipe

@@ -9,8 +9,9 @@ from pretexts import assert_both_phases_work, built, unlabelled
 from torch import nn
 
 from medcook.data.transforms import NONE
+from medcook.image_pool import cut
 from medcook.methods import Batch, Moment
-from medcook.pretraining import cut, encoded
+from medcook.pretraining import encoded
 from medcook.recipes.pretraining.voco import (
     VolumeContrast,
     apart_loss,
