@@ -11,7 +11,8 @@ Gains were larger on small and on large sets than on those between.
   gain(n)      Dice of the one minus Dice of the other, with labels of n patients
 
 Here CT is of heads and necks, the target is the hippocampus in MR, and one set serves as a small, a medium and a large
-one by how many of its patients have labels. Nothing was looked at on any patients before the evaluation.
+one by how many of its patients have labels. Nothing was looked at on any patients before the evaluation. In one
+of the three draws, no arm learned to find the posterior part in so few steps.
 """
 
 from collections.abc import Mapping
