@@ -1,18 +1,30 @@
-"""Words in place of boxes: kinds and absence, tests on answers, recognition, shapes, and the box-prompted SAM."""
+"""Words in place of boxes: kinds and absence, tests on answers, recognition, shapes, and the box-prompted SAM.
 
+And the published network: its parts against those of transformers, its decoder against one written out.
+"""
+
+import re
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
+import biomedparse_weights as weights
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from gradients import assert_every_parameter_is_trained
 from scipy import stats
 from skimage.measure import regionprops
 from torch import nn
+from transformers.models.mask2former.modeling_mask2former import Mask2FormerSinePositionEmbedding
 
 from medcook.data import Case
+from medcook.errors import MedcookError
 from medcook.methods import Batch, Moment
+from medcook.networks import biomedparse as network
+from medcook.networks.biomedparse import load_biomedparse
+from medcook.networks.seem import places_of
 from medcook.recipes.language import _parsing as parsing
 from medcook.recipes.language import biomedparse
 from medcook.recipes.language._queries import sheet, sheet_loss
@@ -241,3 +253,135 @@ def test_the_score_of_a_network_that_knows_everything(monkeypatch):
 def test_all_of_it_is_trained_on_images_of_any_size():
     assert_every_parameter_is_trained(BiomedParse(language=BRAIN, **SMALL), (30, 45))
     assert isinstance(BiomedParse(language=BRAIN, **SMALL).network_for(1), Parser)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("biomedparse") / "biomedparse_v1.pt"
+    torch.save(weights.published(), path)
+    return path
+
+
+def code(height: int, width: int) -> torch.Tensor:
+    """Places (cells, 64) as transformers gives them."""
+    found = Mask2FormerSinePositionEmbedding(32, normalize=True)((1, 64, height, width), "cpu", torch.float32)
+    return found[0].flatten(1).T
+
+
+@pytest.mark.component("architecture")
+class TestArchitecture:
+    def test_the_backbone_sees_what_that_of_transformers_sees(self, checkpoint):
+        theirs, images = weights.focal_model(weights.TINY["stages"]), torch.randn(2, 3, 64, 96)
+        weights.into(theirs, weights.FOCAL, weights.published())
+        with torch.no_grad():
+            found = load_biomedparse(checkpoint, weights.HEADS).backbone(images)
+            expected = theirs(images).last_hidden_state
+        assert [tuple(each.shape[1:]) for each in found] == [(4, 16, 24), (8, 8, 12), (16, 4, 6), (32, 2, 3)]
+        torch.testing.assert_close(found[3].flatten(2).transpose(1, 2), expected, atol=1e-4, rtol=1e-3)
+
+    def test_names_are_read_as_by_the_text_model_of_clip(self, checkpoint):
+        state, theirs = weights.published(), weights.text_model()
+        weights.into(theirs, weights.CLIP, weights.in_thirds(state))
+        tokens, mask = torch.tensor([[3, 5, 12, 12], [4, 2, 9, 12]]), torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
+        with torch.no_grad():
+            words, names = load_biomedparse(checkpoint, weights.HEADS).language(tokens, mask)
+            expected = theirs(tokens).last_hidden_state @ state[f"{weights.PREDICTOR}.lang_encoder.lang_proj"]
+        torch.testing.assert_close(words, torch.cat([expected[0, :3], expected[1]]), atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(names, torch.stack([expected[0, 2], expected[1, 3]]), atol=1e-4, rtol=1e-3)
+
+    def test_places_are_those_of_mask2former(self):
+        torch.testing.assert_close(places_of(3, 5, 64), code(3, 5), atol=1e-5, rtol=1e-5)
+
+    def test_masks_and_vectors_are_those_of_an_implementation_of_its_own(self, checkpoint):
+        model, rng = load_biomedparse(checkpoint, weights.HEADS), torch.Generator().manual_seed(3)
+        images, words = 255 * torch.rand(2, 3, 64, 96, generator=rng), torch.randn(4, 64, generator=rng)
+        mean, spread = (torch.tensor(each)[:, None, None] for each in (network.MEAN, network.SPREAD))
+        reference = weights.Reference(weights.published())
+        with torch.no_grad():
+            masks, vectors = model(images, words)
+            for image, mask, vector in zip(images, masks, vectors, strict=True):
+                maps = [each[0] for each in model.backbone((image[None] - mean) / spread)]
+                features, scales = reference.pyramid(maps, code)
+                expected = reference.decoded(features, scales, words, code)
+                torch.testing.assert_close(mask, expected[0], atol=1e-3, rtol=1e-3)
+                torch.testing.assert_close(vector, expected[1], atol=1e-3, rtol=1e-3)
+        assert masks.shape == (2, 5, 16, 24)
+
+    def test_a_query_asks_where_its_mask_is_and_everywhere_if_that_is_empty(self):
+        predictor = network.BiomedParse(
+            image={"width": 4, "depths": (1,) * 4}, width=64, words=5, text=8, text_layers=1
+        )
+        masks = torch.full((1, 2, 4, 4), -1.0)
+        masks[0, 0, :2, 2:] = 3
+        hidden = predictor.sem_seg_head.predictor.unseen(masks, (2, 2))
+        assert hidden.shape == (8, 2, 4)
+        assert hidden[:, 0].tolist() == [[True, False, True, True]] * 8 and not hidden[:, 1].any()
+
+    def test_a_name_takes_the_mask_of_the_query_most_like_it(self, checkpoint):
+        model, rng = load_biomedparse(checkpoint, weights.HEADS), torch.Generator().manual_seed(3)
+        images, tokens = 255 * torch.rand(1, 3, 64, 64, generator=rng), torch.tensor([[3, 5, 12], [4, 12, 12]])
+        mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
+        with torch.no_grad():
+            words, names = model.language(tokens, mask)
+            masks, vectors = model(images, words)
+            found = model.parse(images, tokens, mask, size=(40, 50))
+            scaled = model.language.similar(vectors, names)[0]
+        cosine = F.cosine_similarity(vectors[0][:, None], names[None], dim=2)
+        torch.testing.assert_close(scaled, cosine * model.language.logit_scale.exp())
+        for number in range(2):
+            best = masks[:, [cosine[:, number].argmax()]]
+            expected = F.interpolate(best, (40, 50), mode="bilinear")[:, 0].sigmoid()
+            torch.testing.assert_close(found[:, number], expected)
+        assert model.parse(images, tokens, mask).shape == (1, 2, 64, 64)
+
+    def test_an_image_must_halve_five_times(self, checkpoint):
+        with pytest.raises(MedcookError, match=r"\(64, 72\).*multiples of 32"):
+            load_biomedparse(checkpoint, weights.HEADS)(torch.zeros(1, 3, 64, 72), torch.zeros(2, 64))
+
+    def test_the_published_sizes(self):
+        with torch.device("meta"):
+            model, backbone = network.BiomedParse(), weights.focal_model(weights.PUBLISHED["stages"])
+        found = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        assert found == weights.shapes(weights.PUBLISHED)
+        count = lambda part: sum(weight.numel() for weight in part.parameters())  # noqa: E731
+        assert count(model) == 340_360_953
+        norms = 2 * sum(model.backbone.widths[:3])
+        assert count(model.backbone) == count(backbone) + norms, "FocalNet-L, and a norm for each stage's map"
+        assert count(model.language.lang_encoder) == 63_165_952, "the text model of CLIP ViT-B/16"
+
+
+@pytest.mark.component("checkpoint")
+class TestCheckpoint:
+    def test_every_weight_finds_its_place(self, checkpoint):
+        mine, theirs = load_biomedparse(checkpoint, weights.HEADS).state_dict(), weights.published()
+        unused = ("pn_indicator", "mask_sptial_embed", "biomed_encoder", "dilation_kernel")
+        theirs = {name: tensor for name, tensor in theirs.items() if not any(word in name for word in unused)}
+        assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+    @pytest.mark.parametrize(
+        "lost",
+        ["backbone.layers.1.blocks.1.gamma_2", "sem_seg_head.pixel_decoder.adapter_2.norm.bias", "backbone.norm0.bias"],
+    )
+    def test_a_missing_weight_is_named(self, tmp_path, lost):
+        state = weights.published()
+        del state[lost]
+        torch.save(state, tmp_path / "short.pt")
+        with pytest.raises(MedcookError, match=rf"short\.pt: the checkpoint cannot be read.*{re.escape(lost)}"):
+            load_biomedparse(tmp_path / "short.pt", weights.HEADS)
+
+    def test_a_weight_of_another_shape_is_named(self, tmp_path):
+        wrong = "sem_seg_head.predictor.class_embed"
+        torch.save(weights.published() | {wrong: torch.zeros(64, 3)}, tmp_path / "wrong.pt")
+        with pytest.raises(MedcookError, match=rf"size mismatch for {re.escape(wrong)}"):
+            load_biomedparse(tmp_path / "wrong.pt", weights.HEADS)
+
+    def test_files_that_are_none_are_refused(self, tmp_path, checkpoint):
+        with pytest.raises(MedcookError, match="there is no BiomedParse checkpoint") as error:
+            load_biomedparse(tmp_path / "nothing.pt")
+        assert "huggingface.co/microsoft/BiomedParse" in str(error.value)
+        (tmp_path / "broken.pt").write_bytes(checkpoint.read_bytes()[:600])
+        torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pt")
+        torch.save({"model": Path("x")}, tmp_path / "code.pt")
+        for name in ("broken", "other", "code"):
+            with pytest.raises(MedcookError, match=rf"{name}\.pt: the checkpoint cannot be read"):
+                load_biomedparse(tmp_path / f"{name}.pt")
