@@ -10,32 +10,41 @@ neighbours that are spread out.
   LFP block   local features: x + attention to neighbours, then x + convolutions of each place
   GFP block   global features: attention to everything beside grouped convolutions, then x + two KAN layers
 
-The first version, the baseline, has grouped convolutions for DiNA and a perceptron for KAN. Scores are those of test
-images corrupted as in MedMNIST-C, beside those of clean ones. Looked at once, on validation patients with a seed that
-is not scored: AUC on corrupted and on clean images 0.62 and 0.68, of the first version 0.62 and 0.76, without KAN 0.64
-and 0.77. They learn, and none is at its end after 500 steps.
+The first version, the baseline, has grouped convolutions for DiNA and a perceptron for KAN. All tell tuberculosis in
+real X-rays, corrupted as in MedMNIST-C, and clean. Looked at once, on validation patients after 300 steps with a seed
+that is not scored: AUC on corrupted and clean images 0.70 and 0.83, of the first version 0.67 and 0.84.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medcook import evaluation, pooled
+from medcook.cohorts import OutcomeTask
 from medcook.data import Case
+from medcook.data.transforms import Augment
+from medcook.methods import Classifier
+from medcook.pretraining import fresh
 from medcook.recipes.findings._corruptions import KINDS, corrupted
 from medcook.recipes.findings._medvit import HEAD, GlobalAttention, convolution, embedding, head_convolution, in_heads
-from medcook.recipes.findings._nodules import nodule_rows, patches
-from medcook.recipes.findings._settings import NODULE_BUDGET, NODULES, NODULES_QUICK, TellingNodules, scales
+from medcook.recipes.findings._settings import AUGMENT, scales
 from medcook.recipes.recipe import Arm, Component, Recipe
 from medcook.sampling import trained
+from medcook.tasks import Budget
 
 Local = Literal["dilated", "plain", "convolution"]
 
-SIDE = 32
-"""Pixels of the patch around a nodule that is seen."""
+XRAYS = OutcomeTask("chest_xray", evaluation="test")
+BRAINS = OutcomeTask("embedded", outcome="group", positive="atrophy", fold=0)
+BUDGET = Budget(steps=270, batch=12, checks=0)
+
+FARTHEST = 32
+"""Places apart that dilated neighbours may be; on a smaller map as far as fits."""
 BELLS, REACH, WIDTH = 8, 2.0, 0.33
 KERNEL = 3
 GLOBAL = 0.75
@@ -127,7 +136,7 @@ class LFP(nn.Module):
         super().__init__()
         self.embed = embedding(inputs, outputs, shrink)
         self.norms = nn.ModuleList(nn.BatchNorm2d(outputs) for _ in range(2))
-        dilation = SIDE if second and local == "dilated" else 1  # as far apart as fits
+        dilation = FARTHEST if second and local == "dilated" else 1  # as far apart as fits
         self.look = head_convolution(outputs) if local == "convolution" else NeighbourhoodAttention(outputs, dilation)
         wide = 3 * outputs
         parts = convolution(outputs, wide), nn.Hardswish(), convolution(wide, wide, 3, groups=wide), nn.Hardswish()
@@ -165,8 +174,11 @@ class MedViT(nn.Module):
     def __init__(self, inputs: int, classes: int, widths: tuple[int, int, int], kan: bool, local: Local):
         super().__init__()
         first, second, third = widths
-        self.stem = nn.Sequential(convolution(inputs, first // 2, 3, stride=2), nn.ReLU(inplace=True))
-        self.stem.extend([convolution(first // 2, first, 3), nn.ReLU(inplace=True)])
+        half = first // 2
+        steps = (inputs, half, 2), (half, half, 1), (half, first, 2)
+        self.stem = nn.Sequential()
+        for given, wanted, stride in steps:
+            self.stem.extend([convolution(given, wanted, 3, stride), nn.ReLU(inplace=True)])
         self.blocks = nn.Sequential(
             LFP(first, first, False, local, second=False),
             LFP(first, first, False, local, second=True),
@@ -181,54 +193,60 @@ class MedViT(nn.Module):
 
 
 @dataclass
-class TellingByMedViT(TellingNodules):
-    """Tells malignant nodules from a patch around them.
+class TellingByMedViT(Classifier):
+    """Tells an outcome from a whole image.
 
     kan    a GFP block mixes channels by KAN layers, or by a perceptron
     local  how an LFP block looks around: at neighbours, `dilated` in every second block of a stage, or `convolution`
     """
 
     channels: tuple[int, ...] = (24, 48, 96)
+    rate: float = 1e-3
+    augmentation: Augment = field(default_factory=lambda: AUGMENT)
     kan: bool = True
     local: Local = "dilated"
 
     axes = 2
+    trial = BRAINS
 
-    def network_for(self, inputs: int) -> nn.Module:
-        return MedViT(inputs, 2, self.channels, self.kan, self.local)
-
-    def view(self, images: Tensor, labels: Tensor) -> Tensor:
-        return patches(images, labels, SIDE)
+    def build(self, inputs: int, classes: int, dims: int) -> nn.ModuleDict:
+        model = MedViT(inputs, classes, self.channels, self.kan, self.local)
+        return nn.ModuleDict({"model": model, "average": fresh(model)})
 
 
 @torch.no_grad()
 def corruption_rows(fitted, case: Case) -> list[dict]:
-    """`nodule_rows` for every kind of corruption, which is named after the nodule.
+    """A row for every kind of corruption, none where the outcome is not known; the hospital is the group.
 
-    score, score_clean      of the corrupted and of the clean image
-    correct, correct_clean  whether it is above one half exactly where the nodule is malignant
+    score, score_clean      how probable the outcome is in the corrupted and in the clean image
+    correct, correct_clean  whether that is above one half exactly where the outcome is positive
     """
-    nets, method = trained(fitted), fitted.method
-    images, labels = fitted.task.preparation.both(case)
-    clean = method.scores(nets, images, labels)
-    before, rows = nodule_rows(clean, case, labels), []
-    for kind in KINDS:
-        scores = method.scores(nets, corrupted(images, kind, case.case_id), labels)
-        for row, plain in zip(nodule_rows(scores, case, labels), before, strict=True):
-            right = {
-                name: float((score > 0.5) == row["outcome"])
-                for name, score in (("correct", row["score"]), ("correct_clean", plain["score"]))
-            }
-            kept = {"structure": f"{row['structure']}, {kind}", "score_clean": plain["score"]}
-            rows.append(row | kept | right)
+    task, net, images = fitted.task, trained(fitted)["average"], fitted.task.preparation.images(case)
+    if case.attributes.get(task.outcome) is None:
+        return []
+    looks = torch.cat([images, *(corrupted(images, kind, case.case_id) for kind in KINDS)])
+    clean, *scores = net(looks).float().softmax(1)[:, 1].view(1 + len(KINDS), -1).mean(1).tolist()
+    outcome, rows = float(task.is_positive(case.attributes)), []
+    for kind, score in zip(KINDS, scores, strict=True):
+        right = {"correct": float((score > 0.5) == outcome), "correct_clean": float((clean > 0.5) == outcome)}
+        values = {"score": score, "score_clean": clean, "outcome": outcome}
+        rows.append(evaluation.row(case, kind, **values, **right, group=str(case.attributes.get("site") or "")))
     return rows
+
+
+def by_corruption(frame: pd.DataFrame) -> pd.Series:
+    """AUC of one arm's `corruption_rows`: on clean images, on each kind of corruption alone, and on all together."""
+    one = frame[frame["structure"] == KINDS[0]]
+    found = {"clean": pooled.value(one.assign(score=one["score_clean"]), "auc")}
+    found |= {kind: pooled.value(frame[frame["structure"] == kind], "auc") for kind in KINDS}
+    return pd.Series(found | {"all": pooled.value(frame, "auc")}, name="auc")
 
 
 recipe = Recipe(
     paper="medvitv2",
     title="MedViTV2: curves on the edges, and neighbours that are spread out",
-    claim="On corrupted images a small MedViT with KAN layers and dilated neighbourhood attention tells malignant "
-    "nodules from benign ones better than one with the blocks of the first version, by AUC.",
+    claim="From corrupted X-rays a small MedViT with KAN layers and dilated neighbourhood attention tells tuberculosis "
+    "better than one with the blocks of the first version, by AUC.",
     arms={
         "medvit v2": Arm(TellingByMedViT()),
         "medvit v1": Arm(TellingByMedViT(kan=False, local="convolution")),
@@ -239,7 +257,7 @@ recipe = Recipe(
     ablation=("medvit v2", "without kan"),
     metric="auc",
     score=corruption_rows,
-    scales=scales(NODULES_QUICK, NODULES, "medvit v2", "medvit v1", "without kan", budget=NODULE_BUDGET),
+    scales=scales(BRAINS, XRAYS, "medvit v2", "medvit v1", "without kan", budget=BUDGET),
     source="abstract, arXiv 2502.13693; official code, github.com/Omid-Nejati/MedViTV2 (MedViT.py, fasterkan.py), read "
     "in a copy",
     components=(
@@ -252,9 +270,8 @@ recipe = Recipe(
         Component(
             "dilated neighborhood attention",
             "implemented",
-            "3 x 3 neighbours, one or five places apart on 16 x 16 places, with a bias by relative position; in the "
-            "code 7 x 7, by a fused kernel, and the public code leaves the dilation out. `without dilation` is an arm "
-            "that `full` does not run",
+            "3 x 3 neighbours, one or ten places apart on 32 x 32 places, with a bias by relative position; in the "
+            "code 7 x 7, by a fused kernel, without dilation. `without dilation` is an arm that `full` does not run",
         ),
         Component(
             "hierarchical hybrid of local and global feature perception",
@@ -273,8 +290,8 @@ recipe = Recipe(
         Component(
             "17 data sets of images",
             "simplified",
-            "nodules drawn into real X-rays, in patches of 32 x 32, about as large as MedMNIST's images. Image and "
-            "corruption are of the whole X-ray, of which the patch is cut",
+            "one: real X-rays of two hospitals, 128 x 128, with and without tuberculosis. Theirs are MedMNIST's and "
+            "others, at 224 x 224",
         ),
         Component("computational complexity", "absent", "at this size it is not that of either version"),
     ),

@@ -65,6 +65,9 @@ ERRORS = {
     "medvitv2": [
         ("start = torch.minimum((rank - kernel // 2).clamp_min(0), last)", "start = torch.minimum(rank, last)"),
         ("bells(self.norm(x).float())", "bells(x.float())"),
+        ("(half, first, 2)", "(half, first, 1)"),
+        ("*(corrupted(images, kind, case.case_id) for kind in KINDS)", "*(images for kind in KINDS)"),
+        ('one.assign(score=one["score_clean"])', "one"),
     ],
     "_corruptions": [('f"{kind} of {name}, image {number}"', 'f"{kind}, image {number}"')],
     "lesion_centric": [

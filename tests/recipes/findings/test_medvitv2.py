@@ -3,11 +3,13 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import ndimage
 from scipy.interpolate import BSpline
 from skimage.util import random_noise
+from sklearn.metrics import roc_auc_score
 
 from medcook.methods import Batch, Moment
 from medcook.networks import parameters
@@ -15,15 +17,15 @@ from medcook.preparation import zscore
 from medcook.recipes.findings import _corruptions as corruptions
 from medcook.recipes.findings._corruptions import KINDS, STRENGTHS, corrupt, corrupted
 from medcook.recipes.findings._medvit import HEAD
-from medcook.recipes.findings._nodules import MALIGNANT, patches
-from medcook.recipes.findings._settings import NODULES_QUICK
 from medcook.recipes.findings.medvitv2 import (
+    BRAINS,
     GFP,
     LFP,
     KANLayer,
     NeighbourhoodAttention,
     TellingByMedViT,
     bells,
+    by_corruption,
     corruption_rows,
     mixer,
     neighbours,
@@ -41,9 +43,7 @@ def maps(count: int = 2, channels: int = 16, size: tuple[int, int] = (7, 9)) -> 
 
 
 def batch(count: int = 4, side: int = 48) -> Batch:
-    labels = torch.zeros(count, side, side).byte()
-    for number in range(count):
-        labels[number, 20:25, 20:25] = 1 + number % 2
+    labels = (torch.arange(count) % 2).byte()[:, None, None].expand(-1, side, side)
     return Batch(maps(count, 1, (side, side)), labels)
 
 
@@ -80,13 +80,13 @@ class TestKAN:
     def test_the_perceptron_has_as_many_weights(self):
         counts = [parameters(mixer(48, kan)) for kan in (True, False)]
         assert counts[0] == pytest.approx(counts[1], rel=0.02)
-        counts = [parameters(METHODS[name].build(1, 3, 2)["model"]) for name in (*recipe.compare, "without kan")]
+        counts = [parameters(METHODS[name].build(1, 2, 2)["model"]) for name in (*recipe.compare, "without kan")]
         assert max(counts) < 1.05 * min(counts)
 
     def test_the_arms_are_what_they_say(self):
         method, first, without = (METHODS[name] for name in (*recipe.compare, recipe.ablation[1]))
         assert replace(without, kan=True) == method == replace(first, kan=True, local="dilated")
-        has = [any(isinstance(part, KANLayer) for part in m.build(1, 3, 2).modules()) for m in (method, first, without)]
+        has = [any(isinstance(part, KANLayer) for part in m.build(1, 2, 2).modules()) for m in (method, first, without)]
         assert has == [True, False, False]
 
 
@@ -130,7 +130,7 @@ class TestNeighbours:
         torch.testing.assert_close(net(x).double(), net.out(wanted.float()).double(), atol=1e-5, rtol=1e-4)
 
     def test_only_second_blocks_are_dilated(self):
-        blocks = [part for part in METHODS["medvit v2"].build(1, 3, 2)["model"].blocks if isinstance(part, LFP)]
+        blocks = [part for part in METHODS["medvit v2"].build(1, 2, 2)["model"].blocks if isinstance(part, LFP)]
         x, reached = maps(1, 24, (16, 16)), []
         for block in blocks[:2]:
             moved = x.clone()
@@ -138,14 +138,14 @@ class TestNeighbours:
             block.eval()
             reached.append(bool((block.look(x) != block.look(moved))[..., 8, 8].any()))
         assert reached == [False, True]
-        plain = METHODS["without dilation"].build(1, 3, 2)["model"].blocks[1].look
-        assert plain.dilation == 1 and METHODS["medvit v1"].build(1, 3, 2)["model"].blocks[1].look[0][0].groups == 3
+        plain = METHODS["without dilation"].build(1, 2, 2)["model"].blocks[1].look
+        assert plain.dilation == 1 and METHODS["medvit v1"].build(1, 2, 2)["model"].blocks[1].look[0][0].groups == 3
 
 
 @pytest.mark.component("hierarchical hybrid of local and global feature perception")
 class TestBlocks:
     def test_local_blocks_come_first_and_the_last_is_global(self):
-        kinds = [type(block) for block in TINY.build(1, 3, 2)["model"].blocks]
+        kinds = [type(block) for block in TINY.build(1, 2, 2)["model"].blocks]
         assert kinds == [LFP, LFP, LFP, GFP, GFP]
 
     def test_a_local_block_sees_nearby_and_a_global_one_everything(self):
@@ -160,14 +160,14 @@ class TestBlocks:
     @pytest.mark.parametrize("size", [(32, 32), (37, 50), (16, 16)])
     def test_any_size(self, size):
         for method in METHODS.values():
-            net = replace(method, channels=(16, 32, 32)).build(1, 3, 2)["model"].eval()
+            net = replace(method, channels=(16, 32, 32)).build(1, 2, 2)["model"].eval()
             assert torch.isfinite(net(maps(2, 1, size))).all() and net(maps(2, 1, size)).shape == (2, 2)
 
     def test_every_weight_learns_in_either_precision(self):
         for method in METHODS.values():
             for mixed in (False, True):
                 torch.manual_seed(0)
-                nets = replace(method, channels=(16, 32, 32)).build(1, 3, 2)
+                nets = replace(method, channels=(16, 32, 32)).build(1, 2, 2)
                 with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
                     loss = method.training_step(nets, batch(), None, Moment(0, 9))
                 loss.backward()
@@ -176,16 +176,27 @@ class TestBlocks:
                 still = [name for name, p in nets["model"].named_parameters() if not p.grad.abs().max() > 0]
                 assert not still, still
 
-    def test_it_sees_the_patch_around_the_nodule(self):
-        given = batch()
-        assert torch.equal(TINY.view(given.images, given.labels), patches(given.images, given.labels, 32))
-        nets = TINY.build(1, 3, 2).eval()
-        other = given.images.clone()
-        other[:, :, 40:] = 9
+    def test_every_stage_halves_a_quarter_of_the_image(self):
+        sizes, net = [], METHODS["medvit v2"].build(1, 2, 2)["model"].eval()
+        for block in net.blocks:
+            block.register_forward_hook(lambda _, given, found: sizes.append(found.shape[1:]))
+        net(maps(1, 1, (128, 128)))
+        assert sizes == [(24, 32, 32), (24, 32, 32), (48, 16, 16), (48, 16, 16), (96, 8, 8)]
+
+    def test_the_outcome_is_told_all_over_the_image_from_the_image_alone(self):
+        nets, given = TINY.build(1, 2, 2).eval(), batch()
         with torch.no_grad():
-            assert torch.equal(*(TINY.scores(nets, images, given.labels) for images in (given.images, other)))
             found = TINY.predict(nets, given.images)
-        assert found.shape == (4, 3, 48, 48) and torch.allclose(found.sum(1), torch.ones(4, 48, 48))
+            assert found.shape == (4, 2, 48, 48) and torch.allclose(found.sum(1), torch.ones(4, 48, 48))
+            assert torch.equal(found[..., 0, 0], nets["average"](given.images).softmax(1))
+        one, other = (
+            TINY.training_step(nets, given._replace(labels=labels), None, Moment(0, 9)).item()
+            for labels in (given.labels, 1 - given.labels)
+        )
+        logits = nets["model"](given.images).log_softmax(1)
+        for loss, wanted in ((one, given.labels), (other, 1 - given.labels)):
+            truth = wanted[:, 0, 0].long()
+            assert loss == pytest.approx(-logits[range(4), truth].mean().item(), abs=1e-5)
 
 
 def grey(side: int = 64) -> np.ndarray:
@@ -248,23 +259,37 @@ class TestCorruptions:
             corrupt(grey(), "rain", 1, np.random.default_rng(0))
 
 
-def test_rows_have_every_corruption_and_the_clean_score():
-    budget, task = Budget(steps=3, batch=4, precision="float32", checks=0), NODULES_QUICK
-    fitted = Loop(TINY, task, budget, "float32", 0, task.samples("labelled"), None, None, False, "cpu").run()
-    case = next(iter(task.cases("val")))
+@pytest.fixture(scope="module")
+def fitted():
+    budget, task = Budget(steps=3, batch=4, precision="float32", checks=0), BRAINS
+    return Loop(TINY, task, budget, "float32", 0, task.samples("labelled"), None, None, False, "cpu").run()
+
+
+def test_rows_have_every_corruption_and_the_clean_score(fitted):
+    case = next(iter(BRAINS.cases("val")))
     rows = corruption_rows(fitted, case)
-    images, labels = task.preparation.both(case)
-    seen = int((labels > 0).flatten(1).any(1).sum())
-    assert len(rows) == seen * len(KINDS) == len({row["structure"] for row in rows})
+    assert [row["structure"] for row in rows] == list(KINDS) and len({row["score"] for row in rows}) > 5
+    images = BRAINS.preparation.images(case)
+    sick = float(case.attributes["group"] == "atrophy")
     with torch.no_grad():
-        nets = fitted.nets.eval()
-        before = TINY.scores(nets, images, labels)
-        after = {kind: TINY.scores(nets, corrupted(images, kind, case.case_id), labels) for kind in KINDS}
-    for row in rows:
-        number, kind = row["structure"].removeprefix("nodule ").split(", ")
-        place = int(number) - 1
-        assert row["score"] == pytest.approx(after[kind][place].item(), abs=1e-5)
-        assert row["score_clean"] == pytest.approx(before[place].item(), abs=1e-5)
-        assert row["outcome"] == float((labels[place] == MALIGNANT).any())
-        assert row["correct"] == float((row["score"] > 0.5) == row["outcome"])
-        assert row["correct_clean"] == float((row["score_clean"] > 0.5) == row["outcome"])
+        told = lambda given: fitted.nets.eval()["average"](given).softmax(1)[:, 1].mean().item()  # noqa: E731
+        for row in rows:
+            assert row["score"] == pytest.approx(told(corrupted(images, row["structure"], case.case_id)), abs=1e-5)
+            assert row["score_clean"] == pytest.approx(told(images), abs=1e-5) and row["outcome"] == sick
+            assert row["correct"] == float((row["score"] > 0.5) == sick)
+            assert row["correct_clean"] == float((row["score_clean"] > 0.5) == sick)
+    case.attributes["group"] = None
+    assert corruption_rows(fitted, case) == []
+
+
+def test_each_kind_has_its_own_auc():
+    rng = np.random.default_rng(0)
+    outcome = np.repeat(rng.integers(0, 2, 40), len(KINDS)).astype(float)
+    clean = np.repeat(rng.normal(size=40), len(KINDS)) + outcome
+    frame = pd.DataFrame({"structure": list(KINDS) * 40, "outcome": outcome, "score_clean": clean})
+    frame["score"] = clean + rng.normal(size=len(frame))
+    found = by_corruption(frame)
+    blurred = frame[frame["structure"] == "blur"]
+    assert found["blur"] == pytest.approx(roc_auc_score(blurred["outcome"], blurred["score"]))
+    assert found["clean"] == pytest.approx(roc_auc_score(blurred["outcome"], blurred["score_clean"]))
+    assert found["all"] == pytest.approx(roc_auc_score(outcome, frame["score"])) and len(found) == 2 + len(KINDS)
