@@ -27,7 +27,7 @@ SOURCE = "huggingface.co/microsoft/BiomedParse"
 WORDS, LENGTH = 49408, 77
 """Pieces of words in CLIP's vocabulary, the last of which is the end of a text; pieces of a text."""
 SIDE, MEAN, SPREAD = 1024, (123.675, 116.280, 103.530), (58.395, 57.120, 57.375)
-"""Pixels of a side, and of the three colors, 0 to 255, what is taken off and divided by."""
+"""Pixels of a side, and of the three colours, 0 to 255, what is taken off and divided by."""
 
 
 class TextBlock(nn.Module):
