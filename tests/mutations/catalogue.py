@@ -271,6 +271,20 @@ CORE = {
         ("np.interp(ranks.numpy(),", "np.interp(1 - ranks.numpy(),"),
         ("seen = as_shown(case, look)", "seen = case"),
     ],
+    ("networks/seem.py", "recipes/language/test_biomedparse.py"): [
+        ("outside = outside & ~outside.all(2, keepdim=True)", "pass"),
+        ("scale = number % SCALES", "scale = 0"),
+        ("tokens + token_places, tokens, attn_mask", "tokens + token_places, tokens + token_places, attn_mask"),
+    ],
+    ("networks/focalnet.py", "recipes/language/test_biomedparse.py"): [
+        ("self.h(found / (levels + 1))", "self.h(found)"),
+        ("x + self.gamma_2 * self.norm2(self.mlp(x))", "x + self.gamma_2 * self.mlp(self.norm2(x))"),
+    ],
+    ("networks/biomedparse.py", "recipes/language/test_biomedparse.py"): [
+        ("tokens.argmax(1)]", "mask.sum(1) - 2]"),
+        (".triu(1)", ".triu(2)"),
+        ("(images - mean) / spread", "images / spread"),
+    ],
     ("networks/caformer.py", "recipes/pretraining/test_surgenetxl.py"): [
         ("x = self.res_scale1(x) + self.token_mixer", "x = x + self.token_mixer"),
         ('if not name.startswith("head.")', "if name"),
