@@ -83,9 +83,9 @@ def branches_of(line: np.ndarray, shortest: int = 5) -> np.ndarray:
     return numbers
 
 
-def largest_part(mask: np.ndarray) -> np.ndarray:
-    """The largest of a mask's parts that are connected by faces; an empty mask as it is."""
-    parts = ndimage.label(mask)[0]
+def largest_part(mask: np.ndarray, corners: bool = False) -> np.ndarray:
+    """The largest of a mask's parts that are connected by faces, or by corners, too; an empty mask as it is."""
+    parts = ndimage.label(mask, np.ones((3,) * mask.ndim) if corners else None)[0]
     sizes = np.bincount(parts.ravel())
     sizes[0] = 0
     return mask & (parts == sizes.argmax()) if mask.any() else mask

@@ -133,10 +133,9 @@ def test_the_case_decides_what_is_planted_and_it_is_kept():
     assert preparation.planted(case) is preparation.planted(case)
     _planted._LAST.clear()
     assert torch.equal(preparation.images(case), images), "the same again"
-    other = replace(case, case_id="b")
-    assert not torch.equal(preparation.labels(other), labels)
-    brighter = replace(case, image=case.image[:, ::-1].copy())
-    assert not torch.equal(preparation.images(brighter), images), "another image of the same name"
+    turned = replace(case, image=case.image[:, ::-1].copy())
+    assert not torch.equal(preparation.images(turned), images), "another image of the same name"
+    assert not torch.equal(preparation.labels(replace(case, case_id="b")), labels)
 
 
 class DottedTask(_planted.TreeTask):
