@@ -14,7 +14,7 @@ from torch import Tensor
 
 from medcook.data import IGNORE, Case
 from medcook.preparation import Preparation, zscore
-from medcook.recipes.instances._glass import Manner, Slide, composed, pieces
+from medcook.recipes.instances._glass import CROWDED, Manner, Slide, composed, pieces
 from medcook.synthesis import small
 from medcook.tasks import Samples, Task, prepare
 
@@ -103,3 +103,15 @@ class SlideTask(Task):
         if role == "unlabelled":
             kinds, sections = (torch.full_like(part, IGNORE) for part in (kinds, sections))
         return Samples(found.images, kinds, found.case_of, sections[:, None])
+
+
+@dataclass(frozen=True)
+class CrowdTask(SlideTask):
+    """Crowded slides whose classes are the data set's own structures, three of them; sections are its instances."""
+
+    manner: Manner = CROWDED
+    anatomy: ClassVar[bool] = True
+
+    @property
+    def structures(self) -> dict[int, str]:
+        return self.data.manifest.structures

@@ -32,6 +32,7 @@ from medcook.measures.instances import quality
 from medcook.methods import Batch, Method, Moment
 from medcook.networks import UNet
 from medcook.pretraining import fresh
+from medcook.recipes.instances._centroids import to_centroids
 from medcook.recipes.instances._parts import by_parts, by_watershed
 from medcook.recipes.instances._settings import AUGMENT, CHANNELS, SLIDES, SLIDES_QUICK, scales
 from medcook.recipes.instances._slides import PEN, TISSUE, apart
@@ -83,19 +84,6 @@ class SlideNet(nn.Module):
 def unit(images: Tensor) -> float:
     """Pixels that a network's distance of 1 stands for."""
     return images.shape[-1] / 8
-
-
-def to_centroids(sections: Tensor) -> Tensor:
-    """(B, 2, H, W): how far down and right of its section's centroid each pixel of sections (B, H, W) lies; else 0."""
-    height, width = sections.shape[1:]
-    lines = torch.arange(height).view(-1, 1).expand(height, width), torch.arange(width).expand(height, width)
-    places = torch.stack(lines).float().to(sections.device)
-    found = torch.zeros(len(sections), 2, height, width, device=sections.device)
-    for number in range(1, int(sections.max()) + 1):
-        mine = (sections == number).float()[:, None]
-        centroid = (mine * places).sum((2, 3), keepdim=True) / mine.sum((2, 3), keepdim=True).clamp_min(1)
-        found += mine * (places - centroid)
-    return found
 
 
 def divergence(distance: Tensor) -> Tensor:

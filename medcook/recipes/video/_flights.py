@@ -248,9 +248,9 @@ class FlightTask(CohortTask):
 
     @property
     def plane(self) -> Preparation:
-        """How a slice is prepared: that of the book's slices, smaller; the hippocampus's fill the frame."""
+        """How a slice is prepared: as the book's slices, smaller; of a hippocampus's, a pixel is a millimetre."""
         if self.dataset == "hippocampus":
-            return Preparation((self.side, self.side), long_side=None if self.side == 40 else self.side)
+            return Preparation((self.side, self.side))
         return small(preparation_for(self.dataset), self.side)
 
     @property

@@ -10,7 +10,7 @@ from scipy import ndimage
 from medcook.data import IGNORE, Case
 from medcook.recipes.instances import _glass, _slides
 from medcook.recipes.instances._glass import Manner, Piece
-from medcook.recipes.instances._settings import SLIDES, SLIDES_QUICK
+from medcook.recipes.instances._settings import CROWDS_QUICK, SLIDES, SLIDES_QUICK
 from medcook.recipes.instances._slides import CLASSES, SlidePreparation
 
 CALM = Manner(least=3, most=3, tear=0.0, touch=0.0, marks=0, dust=0)
@@ -76,9 +76,22 @@ def test_sections_touch_or_lie_apart_as_asked(disc):
         assert min(gaps) > 0.025 * 96 and np.array_equal(structures > 0, sections > 0)
         _, _, close = _glass.laid([disc] * 4, replace(CALM, touch=1.0), 96, rng(seed))
         assert close.max() == 3 and parts(close > 0) == 1
+        _, _, first = _glass.laid([disc] * 4, replace(CALM, least=1, most=1), 96, rng(seed))
+        assert np.array_equal(close == 1, first == 1), "who comes later lies under it"
         assert min(np.bincount(close.ravel())[1:]) > 0.75 * (disc.label > 0).sum()
         _, _, torn = _glass.laid([disc] * 4, replace(CALM, tear=1.0), 96, rng(seed))
         assert torn.max() == 3 and parts(torn > 0) == 6
+
+
+def test_two_pieces_lie_side_by_side_as_far_apart_as_asked(disc):
+    for near in (-3, -1, 0, 1, 5):
+        grey, structures, sections = _glass.side_by_side(disc, disc, near, 64)
+        assert sections.max() == 2 and (sections == 1).sum() == (disc.label > 0).sum()
+        away = ndimage.distance_transform_edt(sections != 1)[sections == 2].min()
+        assert away == 1 if near <= 0 else near < away < near + 1.5
+        hidden = (disc.label > 0).sum() - (sections == 2).sum()
+        assert (hidden == 0) == (near >= 0) and np.array_equal(structures > 0, sections > 0)
+        assert grey[structures == 1].min() == 0.8
 
 
 def test_neighbours_lie_on_a_slide_and_go_back_at_the_end(disc):
@@ -172,4 +185,8 @@ def test_samples_come_with_their_sections():
     vars(task)["unlabelled_patients"] = task.labelled_patients[:1]
     hidden = task.samples("unlabelled")
     assert (hidden.labels == IGNORE).all() and (hidden.raters == IGNORE).all()
+    crowd = replace(CROWDS_QUICK, labelled=2)
+    samples = crowd.samples("labelled")
+    assert torch.equal(samples.labels > 0, samples.raters[:, 0] > 0) and samples.labels.max() == 3
+    assert crowd.structures == crowd.data.manifest.structures and crowd.manner.tear == crowd.manner.marks == 0
     assert task.data_kind == "simulated" and SLIDES.data_kind == "real-anatomy-simulated"
