@@ -193,7 +193,7 @@ def side_by_side(one: Piece, other: Piece, near: int, side: int) -> Maps:
         piece = cut_close(piece)
         (height, width), taken = piece.label.shape, maps[2] > 0
         core = ndimage.binary_erosion(piece.label > 0, iterations=-near) if near < 0 else piece.label > 0
-        free = ndimage.distance_transform_edt(~taken) > near if taken.any() else ~taken
+        free = ndimage.distance_transform_edt(~taken) > max(near, 0) if taken.any() else ~taken
         top = (side - height) // 2
         left = next(k for k in range(2, side) if free[top : top + height, k : k + width][core[:, : side - k]].all())
         lay(maps, piece, (top, left))

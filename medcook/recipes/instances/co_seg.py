@@ -13,6 +13,10 @@ Summaries of both decoders are to agree: a symmetric divergence of Kullback and 
 
 The semantic loss is cross-entropy and Dice; that of instances the same of their foreground, and HoVer-Net's of two maps
 that tell the way to an instance's middle (`_centroids`).
+
+What was looked at, once each, in a seed that is not scored and on validation patients: the method on slides with more
+and smaller sections (panoptic quality 0.37, Dice 0.68), which were then made larger; and the separate networks on these
+(0.64, 0.81). The method and the ablations were not looked at again.
 """
 
 from dataclasses import dataclass, field
