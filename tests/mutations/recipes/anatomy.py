@@ -1,6 +1,14 @@
 """Deliberate errors in recipes of `anatomy`."""
 
 ERRORS = {
+    "aeropath": [
+        ("seen.detach().softmax(1)], dim=1), loss", "seen.softmax(1)], dim=1), loss"),
+        ("F.avg_pool2d(images, SHRINK)", "images[..., ::SHRINK, ::SHRINK]"),
+        ("largest_part(guess, corners=True)", "guess"),
+        ("zip(each, boxes, strict=True)", "zip(each, boxes[:1] * len(boxes), strict=True)"),
+        ("np.unique(np.append(0, lines), return_inverse=True)[1][1:].reshape(size)", "lines"),
+        ('planted.state != "healthy"', 'planted.state == "healthy"'),
+    ],
     "hybridgnet": [
         ("between = (step + torch.roll(step, 1, 1)) / 2", "between = (step + torch.roll(step, -1, 1)) / 2"),
         ("[x, look_up(features, places), places] if", "[x, 0 * look_up(features, places), places] if"),
@@ -45,7 +53,7 @@ ERRORS = {
         ("for number in rng.permutation(fit)[: rng.integers(MOST + 1)]:", "for number in rng.permutation(fit)[:MOST]:"),
     ],
     "_centrelines": [
-        ("depth = ndimage.distance_transform_edt(mask) - 0.5", "depth = ndimage.distance_transform_edt(mask)"),
+        ('order=1, mode="nearest") / finer', 'order=1, mode="nearest")'),
         ("return (places + 0.5) / finer - 0.5", "return places / finer"),
         ("< depth[cell] + finer:", "< 0:"),
         ("if len(meeting[knot]) != 2 or not others:", "if True:"),
