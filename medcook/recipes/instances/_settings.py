@@ -20,6 +20,6 @@ CHANNELS = (12, 24, 48, 96, 96)
 LITTLE = Budget(steps=30, batch=6, precision="float32", checks=0)
 
 
-def scales(quick: Task, full: Task, budget: Budget) -> dict[str, Scale]:
-    """{profile: Scale}; `full` has three replicates."""
-    return {"quick": Scale(quick, LITTLE, replicates=1), "full": Scale(full, budget)}
+def scales(quick: Task, full: Task, budget: Budget, *arms: str) -> dict[str, Scale]:
+    """{profile: Scale}; `full` has three replicates, and runs these arms alone if any are named."""
+    return {"quick": Scale(quick, LITTLE, replicates=1), "full": Scale(full, budget, arms=arms or None)}

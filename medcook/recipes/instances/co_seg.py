@@ -216,7 +216,12 @@ recipe = Recipe(
     ablation=("co-seg++", "own prompts"),
     metric="pq",
     score=crowd_rows,
-    scales=scales(CROWDS_QUICK, CROWDS, Budget(steps=350, batch=6, checks=0)),
+    scales=scales(
+        CROWDS_QUICK,
+        CROWDS,
+        Budget(steps=350, batch=6, checks=0),
+        *("separate networks", "co-seg++", "own prompts"),
+    ),
     source="arXiv 2506.17159; github.com/xq141839/Co-Seg-Plus",
     components=(
         Component(
