@@ -32,7 +32,7 @@ def overlaps(found: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def quality(found: np.ndarray, truth: np.ndarray) -> Quality:
-    """Panoptic quality of one class. An instance is matched with the one whose IoU is above one half: there is no other.
+    """Panoptic quality of one class. An instance is matched with the one whose IoU is above a half: there is no other.
 
     1 throughout where there is nothing to find, and nothing was found.
     """

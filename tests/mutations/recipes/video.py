@@ -30,11 +30,42 @@ ERRORS = {
         ("        self.eval()\n", ""),
         ("if number not in self.kept:", "if True:"),
     ],
+    "_tracker": [
+        ("bank.there.any(1)[:, None, None, None], self.memory(deep, bank), deep)", "bank.there.any(), deep, deep)"),
+        ("return (self.logits > 0) & (self.presence > 0)[:, None, None]", "return self.logits > 0"),
+        ("first + RECENT + now - 1 - back", "first + RECENT + now - back"),
+        ("(recent < keep[1]).cumprod(-1).bool()", "recent < keep[1]"),
+        ("there.float() * there.any(1, keepdim=True)", "0 * there.float()"),
+        ("torch.where(nothing, 1.0, contour)", "contour"),
+        ("torch.where(either > 0, both / either.clamp_min(1), 1.0)", "both / either.clamp_min(1)"),
+    ],
+    "_following": [
+        ("shown_in(label) or tuple", "() or tuple"),
+        ("found.clamp_max(0.49)", "found"),
+    ],
+    "_referring": [
+        ("self.scans[1](normed.flip(1)).flip(1)", "self.scans[1](normed)"),
+        ("words * ~empty[..., None]", "words"),
+        ("return self.answer(maps, words=heard, added=added)", "return self.answer(maps, words=heard)"),
+    ],
+    "resurgsam2": [
+        ("last[-1][0] - last[0][0] != window - 1", "False"),
+        ("max(last, key=lambda one: one[1])[0]", "last[-1][0]"),
+        (".sum((1, 2)).argmin())", ".sum((1, 2)).argmax())"),
+        ("self.looks[self.long[-1] if self.long else self.first]", "self.looks[self.first]"),
+        ("            self.pool.clear()\n", "            pass\n"),
+        ("[None if k in recent else k for k in self.long]", "list(self.long)"),
+        ("if self.method.diverse and expected > KEEP:", "if self.method.diverse:"),
+        ("(places - back).clamp_min(run)", "places"),
+    ],
 }
 TESTED_BY = {
     "_flights": "flights",
     "_procedures": "procedures",
     "_ms_tcn": "colontcn",
     "_frames": "colontcn",
+    "_tracker": "tracker",
+    "_following": "following",
+    "_referring": "resurgsam2",
 }
 """Whose tests notice, where these are not in a file of the same name."""
