@@ -70,6 +70,60 @@ ERRORS = {
         ('one.assign(score=one["score_clean"])', "one"),
     ],
     "_corruptions": [('f"{kind} of {name}, image {number}"', 'f"{kind}, image {number}"')],
+    "vila_m3": [
+        ("(images.roll(1, 0), halves.roll(1)) if self.shuffled else (images, halves)", "(images, halves)"),
+        ("None if alone else heard", "heard"),
+        ("cards=cards and self.experts", "cards=cards"),
+        ("wanted = topic.expert if method.experts and topic.expert else None", "wanted = topic.expert"),
+    ],
+    "_vila": [
+        ("hidden_states[-2]", "hidden_states[-1]"),
+        ("grid.permute(0, 1, 3, 2, 4, 5)", "grid.permute(0, 1, 3, 4, 2, 5)"),
+        ("word if tell or word == IMAGE else IGNORED", "word"),
+        ("if len(found) == 1 else None", "if found else None"),
+    ],
+    "_experts": [
+        ("F.one_hot(1 - halves, 2)", "F.one_hot(halves, 2)"),
+        ("rows = halves == number", "rows = halves >= 0"),
+    ],
+    "_asked": [
+        ("elif call and calls[k] is None:", "elif call:"),
+        ("(2 * columns <= first + last)", "(2 * columns >= first + last)"),
+        ("told + [mine] * len(words)", "told + [True] * len(words)"),
+    ],
+    "mllm_data_mining": [
+        ("weights[kind] * skill", "skill"),
+        ('"failed": ("failed", "late")', '"failed": ("failed",)'),
+        ("spread / (kinds**2 *", "spread / (kinds *"),
+    ],
+    "_harness": [
+        ("if REFUSAL.search(text):", "if False:"),
+        (
+            "found[0] if len(found) == 1 else None\n\n    return parse\n\n\ndef any_of",
+            "found[0] if found else None\n\n    return parse\n\n\ndef any_of",
+        ),
+        ("(found[:, :2] < found[:, 2:]).all() and ", ""),
+        ("corners[:, ::-1] - 0.5", "corners[:, ::-1]"),
+        ("for _ in range(tries):", "for _ in range(1):"),
+    ],
+    "_mined": [
+        ("if facts.sides or not outcome:", "if True:"),
+        ("len(kinds) / counts", "1 / counts"),
+        ("(score - chance) / max(1 - chance, 0.05)", "score - chance"),
+        ("None, said_otherwise(text))", "None, text)"),
+    ],
+    "_writing": [
+        ("[size[1], size[0]]).round()", "[size[0], size[1]]).round()"),
+        ("sides[1][::-1]", "sides[1]"),
+        ('if kind == "generation" else truth', "if False else truth"),
+    ],
+    "_miners": [
+        ("reader.encoder.requires_grad_(False)", "pass"),
+        ("[False] * len(given)", "[True] * len(given)"),
+        ("if token == writing.STOP:", "if False:"),
+        ("weights + mean", "weights"),
+        ("np.argsort(-likeness,", "np.argsort(likeness,"),
+    ],
     "lesion_centric": [
         ("both = a @ b.T * count", "both = 0 * a @ b.T * count"),
         ('labels if self.where == "lesion" else elsewhere(labels)', "labels"),
@@ -106,5 +160,12 @@ TESTED_BY = {
     "_surroundings": "nodule_surroundings",
     "_detection": "detection_of_boxes",
     "_judging": "gpt4v_study",
+    "_vila": "vila_m3",
+    "_experts": "vila_m3",
+    "_asked": "vila_m3",
+    "_harness": "mllm_data_mining",
+    "_mined": "mllm_data_mining",
+    "_writing": "mllm_data_mining",
+    "_miners": "mllm_data_mining",
 }
 """Whose tests notice, where these are not in a file of the same name."""
