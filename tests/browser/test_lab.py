@@ -20,6 +20,8 @@ WIDGETS = {
     "14_domain_shift": "noise",
     "15_synthesis": "t",
     "16_anatomy_and_shape": "row",
+    "17_instances": "gap",
+    "18_video": "frame",
     "19_findings": "spicules",
 }
 """Chapter: the label of a control that changes a picture."""

@@ -197,7 +197,8 @@ def side_by_side(one: Piece, other: Piece, near: int, side: int) -> Maps:
         top = (side - height) // 2
         left = next(k for k in range(2, side) if free[top : top + height, k : k + width][core[:, : side - k]].all())
         lay(maps, piece, (top, left))
-    return maps
+    spare = side - 1 - np.flatnonzero(maps[2].any(0)).max()
+    return tuple(np.roll(one, spare // 2, axis=1) for one in maps)
 
 
 def marking(sections: np.ndarray, rng: np.random.Generator) -> np.ndarray:
