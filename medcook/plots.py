@@ -178,18 +178,25 @@ def worst_cases(fitted, frame: pd.DataFrame, *, count: int = 4, best: int = 1) -
 
 
 def learning_curves(histories: Mapping[str, Sequence[Mapping]], *, title: str = "") -> Figure:
-    """Training loss and held-out Dice against steps: mean line, and a band from the lowest to the highest run."""
-    figure, (left, right) = panels(1, 2, size=(9, 3.4))
+    """Training loss and held-out Dice against steps: mean line, and a band from the lowest to the highest run.
+
+    Where nobody was held out, of the loss alone.
+    """
+    checked = any(len(run["val_step"]) for runs in histories.values() for run in runs)
+    figure, axes = panels(1, 1 + checked, size=(9 if checked else 5.4, 3.4))
+    left, right = axes if checked else (axes, None)
     for number, (name, runs) in enumerate(histories.items()):
         losses = [smooth(run["loss"]) for run in runs]
         steps = runs[0].get("step") or range(1, len(losses[0]) + 1)
         band(left, steps, losses, number, name)
-        band(right, runs[0]["val_step"], [run["val_dice"] for run in runs], number, name)
+        if checked:
+            band(right, runs[0]["val_step"], [run["val_dice"] for run in runs], number, name)
     left.set(xlabel="step", ylabel="training loss")
-    right.set(xlabel="step", ylabel="Dice, held-out patients")
-    for axes in (left, right):
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    right.legend(fontsize=8, frameon=False)
+    if checked:
+        right.set(xlabel="step", ylabel="Dice, held-out patients")
+    for each in figure.axes:
+        each.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    figure.axes[-1].legend(fontsize=8, frameon=False)
     figure.suptitle(title, fontsize=10)
     return figure
 

@@ -38,3 +38,13 @@ def test_the_window_is_square_and_holds_all_structures_with_a_margin():
     assert rows.stop - rows.start == columns.stop - columns.start == 48
     assert rows.start <= 30 and rows.stop >= 60 and columns.start <= 21 and columns.stop >= 68
     assert plots.around(np.zeros((9, 9), np.uint8)) == (slice(None), slice(None))
+
+
+def test_learning_curves_have_one_panel_where_nobody_was_held_out():
+    run = {"loss": [3.0, 2.0, 1.0], "val_step": [], "val_dice": []}
+    alone = plots.learning_curves({"a": [run], "b": [run]})
+    both = plots.learning_curves({"a": [run | {"val_step": [2, 3], "val_dice": [0.1, 0.4]}]})
+    assert [axes.get_ylabel() for axes in alone.axes] == ["training loss"]
+    assert [axes.get_ylabel() for axes in both.axes] == ["training loss", "Dice, held-out patients"]
+    assert both.axes[1].get_lines()[0].get_ydata().tolist() == [0.1, 0.4]
+    assert [text.get_text() for text in alone.axes[0].get_legend().get_texts()] == ["a", "b"]
