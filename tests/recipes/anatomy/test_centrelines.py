@@ -119,6 +119,16 @@ def test_pieces_are_ordered_and_meet_at_knots():
     assert (path == cells).all() or (path[::-1] == cells).all()
 
 
+def test_two_pieces_that_meet_are_one_branch_and_three_are_three():
+    rows = lambda a, b: np.stack([np.arange(a, b), np.full(b - a, 3)], 1)  # noqa: E731
+    depth = np.full((40, 20), 2.0)
+    pieces = [_centrelines.Piece(rows(0, 12), (0, 1)), _centrelines.Piece(rows(12, 30), (1, 2))]
+    (one,) = _centrelines.rooted(pieces, depth, (0, 3), 1)
+    assert one.length == pytest.approx(29, abs=0.2) and (one.radius == 2).all()
+    third = _centrelines.Piece(np.stack([np.full(9, 12), np.arange(4, 13)], 1), (1, 3))
+    assert [each.parent for each in _centrelines.rooted([*pieces, third], depth, (0, 3), 1)] == [-1, 0, 0]
+
+
 def test_radii_turn_at_tops_and_bottoms():
     values = np.array([4.0, 4.0, 3.0, 2.0, 2.0, 2.0, 5.0, 6.0, 3.0])
     assert turning_points(values) == [0, 4, 7, 8]
