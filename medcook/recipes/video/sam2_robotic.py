@@ -29,6 +29,7 @@ from medcook.recipes.findings._corruptions import STRENGTHS, corrupt
 from medcook.recipes.language._slice_memory import Memory, small
 from medcook.recipes.recipe import Arm, Component, Recipe
 from medcook.recipes.video import _following as following
+from medcook.recipes.video._flights import disturbed
 from medcook.recipes.video._prompted import KINDS, Kind, shown, shown_at_random
 from medcook.recipes.video._settings import AUGMENT, ELSEWHERE, ELSEWHERE_BUDGET, ELSEWHERE_QUICK, scales
 from medcook.recipes.video._tracker import LONG, NOW, RECENT, Tracker, answer_loss, at, bank_of, drawn_clip, overlaps
@@ -36,8 +37,9 @@ from medcook.recipes.volumes._slices import SliceUNet
 from medcook.sam.zero_shot import SMALLEST
 from medcook.sampling import trained
 
-CORRUPTIONS = ("gaussian noise", "shot noise", "impulse noise", "pixelate")
-"""Those of `findings` that are felt in frames of 32 pixels a side; brightness and contrast are normalised away."""
+CORRUPTIONS = ("gaussian noise", "shot noise", "impulse noise", "blur")
+"""Noise as in `findings`; blur as on flights, since that of `findings` is not felt in frames of 32 pixels a side.
+Brightness and contrast are normalised away."""
 SEVERITIES = (1, 3, 5)
 """Of five."""
 
@@ -47,9 +49,10 @@ def corrupted(frames: Tensor, kind: str, severity: int, name: str) -> Tensor:
     if not severity:
         return frames
     rng = np.random.default_rng(crc32(f"{kind} {severity} in {name}".encode()))
+    change, strength = (disturbed, severity / 5) if kind == "blur" else (corrupt, STRENGTHS[kind][severity - 1])
     low, high = frames.min(), frames.max()
     scaled = ((frames - low) / (high - low).clamp_min(1e-6)).double().numpy()
-    found = [corrupt(frame, kind, STRENGTHS[kind][severity - 1], rng) for frame in scaled]
+    found = [change(frame, kind, strength, rng) for frame in scaled]
     return zscore(torch.from_numpy(np.stack(found)).float())
 
 
