@@ -1,0 +1,2 @@
+def overlooked(kernel, dilations):
+    return 1 + (kernel - 1) * sum(dilations)
