@@ -144,8 +144,9 @@ def _foundation_model(row: Row, facts: Facts) -> dict[str, bool]:
 
 
 def _protocol(row: Row, facts: Facts) -> dict[str, bool]:
+    """Methods differ in their own settings, or in a task's `settings`: how an algorithm prepares its images."""
     arms = facts.recipe.arms.values() if _implemented(facts) else ()
-    methods = {repr(sorted(arm.method.settings().items())) for arm in arms}
+    methods = {repr((sorted(arm.method.settings().items()), arm.changes.get("settings"))) for arm in arms}
     return {
         f"protocol over at least {MIN_METHODS} methods": len(methods) >= MIN_METHODS,
         "evidence on its conclusion": _evidence(row, facts, ablation=False),

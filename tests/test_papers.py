@@ -76,7 +76,7 @@ def row(kind="method", **options):
 
 def recipe(methods=3, implemented=("copy-paste",)):
     def arm(number):
-        return SimpleNamespace(method=SimpleNamespace(settings=lambda: {"number": number}))
+        return SimpleNamespace(method=SimpleNamespace(settings=lambda: {"number": number}), changes={})
 
     components = [SimpleNamespace(name=name, status="implemented") for name in implemented]
     components.append(SimpleNamespace(name="left out", status="absent"))
@@ -155,9 +155,18 @@ def test_a_protocol_needs_three_methods_and_evidence_but_no_ablation(kind):
 
 
 def test_arms_with_the_same_settings_are_one_method():
-    same = SimpleNamespace(method=SimpleNamespace(settings=lambda: {}))
-    three = SimpleNamespace(arms={"a": same, "b": same, "c": same}, components=[])
+    same = SimpleNamespace(method=SimpleNamespace(settings=lambda: {}), changes={})
+    begun = COMPLETE.recipe.components
+    three = SimpleNamespace(arms={"a": same, "b": same, "c": same}, components=begun)
     assert status(row("study"), replace(COMPLETE, recipe=three)) == "partial"
+
+
+@pytest.mark.parametrize(("change", "expected"), [("settings", "works"), ("labelled", "partial")])
+def test_how_images_are_prepared_is_part_of_a_method_and_how_many_there_are_is_not(change, expected):
+    method = SimpleNamespace(settings=lambda: {})
+    arms = {name: SimpleNamespace(method=method, changes={change: name}) for name in "abc"}
+    recipe = SimpleNamespace(arms=arms, components=COMPLETE.recipe.components)
+    assert status(row("study"), replace(COMPLETE, recipe=recipe)) == expected
 
 
 def test_a_dataset_needs_manifest_reader_fixture_and_facts():
