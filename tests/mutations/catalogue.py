@@ -271,6 +271,12 @@ CORE = {
         ("np.interp(ranks.numpy(),", "np.interp(1 - ranks.numpy(),"),
         ("seen = as_shown(case, look)", "seen = case"),
     ],
+    ("networks/vila.py", "recipes/findings/test_vila_m3.py"): [
+        ("hidden_states[-2]", "hidden_states[-1]"),
+        ("grid.permute(0, 1, 3, 2, 4, 5)", "grid.permute(0, 1, 3, 4, 2, 5)"),
+        ("word if tell or word == IMAGE else IGNORED", "word"),
+        ("if len(found) == 1 else None", "if found else None"),
+    ],
     ("networks/seem.py", "recipes/language/test_biomedparse.py"): [
         ("outside = outside & ~outside.all(2, keepdim=True)", "pass"),
         ("scale = number % SCALES", "scale = 0"),

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from medcook.cohorts import first_attributes
+from medcook.networks.vila import IMAGE, Line, called
 from medcook.recipes.fairness.mask_of_truth import RegionTask
-from medcook.recipes.findings._vila import IMAGE, Line, called
 from medcook.tasks import Samples
 
 

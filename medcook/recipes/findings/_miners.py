@@ -19,6 +19,7 @@ from medcook.language import words_of
 from medcook.losses import find_loss
 from medcook.methods import Batch, Method, Moment
 from medcook.methods.classification import image_labels
+from medcook.networks.vila import LLAMAS, Line, Photographs, Siglip, Vila
 from medcook.pretraining import fresh
 from medcook.recipes.fairness.mask_of_truth import MaskedClassifier, apart
 from medcook.recipes.findings import _mined as mined
@@ -28,7 +29,6 @@ from medcook.recipes.findings._harness import Model, Question
 from medcook.recipes.findings._judging import said_otherwise
 from medcook.recipes.findings._mined import FACTS, SIDES, Known, MinedTask, said_answer
 from medcook.recipes.findings._settings import AUGMENT
-from medcook.recipes.findings._vila import LLAMAS, Line, Photographs, Siglip, Vila
 from medcook.recipes.findings.tb_cxr import LungsFirst
 from medcook.recipes.language._parsing import f1
 from medcook.recipes.language._reading import Reader

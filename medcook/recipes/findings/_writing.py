@@ -9,9 +9,9 @@ import zlib
 import numpy as np
 
 from medcook.language import words_of
+from medcook.networks.vila import IMAGE, Line
 from medcook.recipes.findings._harness import Question, said_box
 from medcook.recipes.findings._mined import FACTS, KINDS, PLACES, lungs_of
-from medcook.recipes.findings._vila import IMAGE, Line
 from medcook.recipes.language._reports import facts_of
 
 LEVELS = 6

@@ -7,10 +7,15 @@ that it says itself:
   cards of experts, <image>, question | call of an expert | what it found, <image> with masks, question | answer
   loss = - mean of log p(token | all before it), over calls and answers
 
-Architecture and reader of the published checkpoints are in `_vila`; the weights themselves are not at hand. Here the
+Architecture and reader of published checkpoints are in `medcook.networks.vila`; the weights are not at hand. Here the
 same projector and a Llama of two layers stand behind SqueezeNet, and are asked about real X-rays (`_asked`). Experts
 (`_experts`) learn first, each from half of the training patients, and say of a training image what those found who do
 not know it: else the model would trust them more than they deserve.
+
+Looked at on validation patients, with seeds that are not scored: with eyes that were tuned, and rates as of a
+classifier, the model had not learnt to read in 200 steps. With frozen eyes and the rate below, on kept features and
+experts made up to be right three times in four, it answered rightly about tuberculosis, size and sides in 84, 82 and
+86% of 51 patients, and in 77, 63 and 51% without experts; about sex and age in 58%, without experts in 74 and 68%.
 """
 
 from dataclasses import dataclass, field, replace
@@ -27,6 +32,7 @@ from medcook.data.transforms import Augment
 from medcook.errors import MedcookError
 from medcook.methods import Batch, Moment
 from medcook.methods.classification import image_labels
+from medcook.networks.vila import LLAMAS, Photographs, Siglip, Vila
 from medcook.precision import autocast
 from medcook.pretraining import Pretrained
 from medcook.recipes.fairness.mask_of_truth import MaskedClassifier, apart
@@ -34,7 +40,6 @@ from medcook.recipes.findings import _asked as asked
 from medcook.recipes.findings._asked import TOPICS, UNKNOWN, AskedTask, Measure, Reply
 from medcook.recipes.findings._experts import Experts, Findings, coloured, overlay
 from medcook.recipes.findings._settings import AUGMENT, scales
-from medcook.recipes.findings._vila import LLAMAS, Photographs, Siglip, Vila
 from medcook.recipes.recipe import Arm, Component, Recipe
 from medcook.sampling import once, trained
 from medcook.tasks import Budget
@@ -227,8 +232,8 @@ recipe = Recipe(
         Component(
             "architecture",
             "implemented",
-            "SigLIP, projector and Llama of the published 3B, 8B and 13B models, in `_vila`, tested against an "
-            "implementation of its own. What trains has the same projector and a Llama of two layers; its eyes are "
+            "SigLIP, projector and Llama of the published 3B, 8B and 13B models, in `networks/vila.py`, tested against "
+            "an implementation of its own. What trains has the same projector and a Llama of two layers; its eyes are "
             "SqueezeNet at `full`, a small SigLIP from nothing at `quick`",
         ),
         Component(

@@ -76,12 +76,6 @@ ERRORS = {
         ("cards=cards and self.experts", "cards=cards"),
         ("wanted = topic.expert if method.experts and topic.expert else None", "wanted = topic.expert"),
     ],
-    "_vila": [
-        ("hidden_states[-2]", "hidden_states[-1]"),
-        ("grid.permute(0, 1, 3, 2, 4, 5)", "grid.permute(0, 1, 3, 4, 2, 5)"),
-        ("word if tell or word == IMAGE else IGNORED", "word"),
-        ("if len(found) == 1 else None", "if found else None"),
-    ],
     "_experts": [
         ("F.one_hot(1 - halves, 2)", "F.one_hot(halves, 2)"),
         ("rows = halves == number", "rows = halves >= 0"),
@@ -160,7 +154,6 @@ TESTED_BY = {
     "_surroundings": "nodule_surroundings",
     "_detection": "detection_of_boxes",
     "_judging": "gpt4v_study",
-    "_vila": "vila_m3",
     "_experts": "vila_m3",
     "_asked": "vila_m3",
     "_harness": "mllm_data_mining",

@@ -14,6 +14,7 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import f1_score, jaccard_score
 
 from medcook.methods import Batch, Moment
+from medcook.networks.vila import IMAGE
 from medcook.recipes.findings import _harness as harness
 from medcook.recipes.findings import _mined as mined
 from medcook.recipes.findings import _miners as miners
@@ -21,7 +22,6 @@ from medcook.recipes.findings import _writing as writing
 from medcook.recipes.findings._harness import Question, ask, judge
 from medcook.recipes.findings._mined import KINDS, PLACES, REPORTS, Known
 from medcook.recipes.findings._miners import BRAINS, Nearest, Probe, Segmenter, Writer
-from medcook.recipes.findings._vila import IMAGE
 from medcook.recipes.findings.mllm_data_mining import ARMS, concordance, mined_rows, ranked, recipe
 from medcook.recipes.language._reports import reports_of
 from medcook.tasks import Budget

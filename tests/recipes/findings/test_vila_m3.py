@@ -14,11 +14,7 @@ from torch import Tensor
 
 from medcook.errors import MedcookError
 from medcook.methods import Batch, Moment
-from medcook.recipes.findings import _asked as asked
-from medcook.recipes.findings import vila_m3
-from medcook.recipes.findings._asked import CALLS, STOP, TOPICS, UNKNOWN, WORDS, Measure
-from medcook.recipes.findings._experts import Experts, Findings, coloured, overlay
-from medcook.recipes.findings._vila import (
+from medcook.networks.vila import (
     IMAGE,
     LLAMAS,
     SIGLIP,
@@ -30,6 +26,10 @@ from medcook.recipes.findings._vila import (
     load_vila,
     prompt_of,
 )
+from medcook.recipes.findings import _asked as asked
+from medcook.recipes.findings import vila_m3
+from medcook.recipes.findings._asked import CALLS, STOP, TOPICS, UNKNOWN, WORDS, Measure
+from medcook.recipes.findings._experts import Experts, Findings, coloured, overlay
 from medcook.recipes.findings.vila_m3 import BRAINS, Consulting, asked_rows, recipe
 from medcook.sam.sam3 import pixels
 from medcook.tasks import Budget
@@ -639,6 +639,13 @@ class TestRows:
         for name in script:
             assert rows[name]["correct"] == pytest.approx(0.5) and rows[name]["alone"] == 0
         assert [rows[name]["called"] for name in TOPICS] == [1, 0, 0, 0, 0]
+
+    @pytest.mark.parametrize("experts, called", [(True, [0, 0, 0, 1, 1]), (False, [1] * 5)])
+    def test_where_there_is_no_expert_nobody_is_to_be_called(self, fitted, monkeypatch, experts, called):
+        silent = lambda self, nets, images, found, cards=True: [[asked.Reply(None, "")] * 5 for _ in images]  # noqa: E731
+        monkeypatch.setattr(Consulting, "replies", silent)
+        run = replace(fitted, method=replace(TINY, experts=experts))
+        assert [row["called"] for row in asked_rows(run, next(iter(BRAINS.cases("val"))))] == called
 
     @torch.no_grad()
     def test_experts_alone_answer_what_they_know_and_else_the_commonest(self, fitted):
