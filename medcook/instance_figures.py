@@ -138,7 +138,7 @@ def gap_explorer(arrange: Callable, answers: Mapping[str, Callable], manifest: M
     arrange  (gap, near), pixels -> a slide's light (3, H, W) and its two sections (H, W)
     answers  {who: light (3, H, W) -> sections (H, W)}
     """
-    gap = ipywidgets.IntSlider(0, min=0, max=8, description="gap")
+    gap = ipywidgets.IntSlider(0, min=0, max=8, step=2, description="gap")  # each half moves by a half of it
     near = ipywidgets.IntSlider(4, min=-2, max=12, description="apart")
 
     def draw(width: int, away: int) -> Figure:
