@@ -12,10 +12,9 @@ same projector and a Llama of two layers stand behind SqueezeNet, and are asked 
 (`_experts`) learn first, each from half of the training patients, and say of a training image what those found who do
 not know it: else the model would trust them more than they deserve.
 
-Looked at on validation patients, with seeds that are not scored: with eyes that were tuned, and rates as of a
-classifier, the model had not learnt to read in 200 steps. With frozen eyes and the rate below, on kept features and
-experts made up to be right three times in four, it answered rightly about tuberculosis, size and sides in 84, 82 and
-86% of 51 patients, and in 77, 63 and 51% without experts; about sex and age in 58%, without experts in 74 and 68%.
+Looked at on validation patients with seeds that are not scored: with eyes that were tuned, and rates as of classifiers,
+the model had not learnt to read in 200 steps. With frozen eyes and the rate below it answers 0.765 of all questions
+rightly, without experts 0.707, with findings of other patients 0.652; experts alone 0.646. Nothing was changed then.
 """
 
 from dataclasses import dataclass, field, replace

@@ -76,7 +76,7 @@ ERRORS = {
         ("tree[number].length + found.get(tree[number].parent, 0.0)", "tree[number].length"),
         ("return branch.length / max(branch.chord, 1e-6)", "return branch.chord / max(branch.length, 1e-6)"),
         ("found += [child, *descendants(tree, child)]", "found += [child]"),
-        ("if not NAMES[tree[number].name].segment:", "if True:"),
+        ("for k in descendants(tree, number)} - {0}", "for k in descendants(tree, number)}"),
     ],
     "_branch_graph": [
         ("scores = scores + self.apart(steps).permute(0, 3, 1, 2)", "pass"),

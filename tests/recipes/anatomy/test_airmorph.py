@@ -285,6 +285,17 @@ def test_breaks_are_bridged_and_what_is_far_is_left_out():
     assert (bridged(chain, 5.0)[9, 2:29] == 1).all(), "from part to part"
 
 
+@pytest.mark.component("topology preserved")
+def test_a_broken_airway_is_one_tree_with_names():
+    torch.manual_seed(0)
+    model = Airways(channels=(4, 8)).build(1, len(NAMES), 2)["average"].eval()
+    soft = np.zeros(SIZE)
+    soft[5:60, 60:66] = soft[64:120, 60:66] = 0.9
+    tree = model.named(soft)
+    assert [branch.parent for branch in tree] == [-1] and tree[0].length > 100 and 0 < tree[0].name < len(NAMES)
+    assert model.named(np.zeros(SIZE)) == ()
+
+
 @pytest.mark.component("topological consistency")
 @pytest.mark.component("branching pattern analysis")
 def test_names_count_along_the_true_line_where_it_was_found():

@@ -137,6 +137,8 @@ def test_air_is_dark_between_bright_walls_and_pixels_have_names():
     trachea = found[0].points[len(found[0].points) // 2].round().astype(int)
     assert planted.label[tuple(trachea)] == VALUE["trachea"]
     assert set(np.unique(planted.label)) - {0} <= {one.name for one in found}
+    middles = np.array([one.points[len(one.points) // 2].round().astype(int) for one in found])
+    assert np.mean(planted.label[tuple(middles.T)] == [one.name for one in found]) > 0.9
     states = [_airways.with_airways(image, lungs(), np.random.default_rng(seed)).state for seed in range(8)]
     assert len(set(states)) > 2
 

@@ -129,6 +129,15 @@ def test_two_pieces_that_meet_are_one_branch_and_three_are_three():
     assert [each.parent for each in _centrelines.rooted([*pieces, third], depth, (0, 3), 1)] == [-1, 0, 0]
 
 
+def test_parts_are_bridged_one_after_the_other():
+    chain = np.zeros((20, 60))
+    for column in (2, 12, 22, 45):
+        chain[8:12, column : column + 7] = 0.8
+    whole = _centrelines.bridged(chain, 5.0)
+    assert (whole[9, 2:29] >= 0.8).all() and not whole[:, 40:].any(), "what is farther is left out"
+    assert len(parsed(whole)) == 1 and len(parsed(chain)) == 4
+
+
 def test_radii_turn_at_tops_and_bottoms():
     values = np.array([4.0, 4.0, 3.0, 2.0, 2.0, 2.0, 5.0, 6.0, 3.0])
     assert turning_points(values) == [0, 4, 7, 8]

@@ -504,6 +504,7 @@ class TestRows:
             )
             chance = mined.chances(mined.known_of(BRAINS))[row["structure"]]
             assert row["skill"] == pytest.approx(mined.skill(row["score"], chance))
+            assert row["leaning"] == pytest.approx(mined.leanings(list(truths[0]))[row["structure"]] * row["skill"])
 
     def test_what_becomes_of_questions_is_counted(self, fitted, monkeypatch):
         answers = {

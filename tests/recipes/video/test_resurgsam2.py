@@ -83,10 +83,10 @@ class TestDiverse:
     def test_a_full_pool_gives_one_frame_and_is_emptied(self):
         looks = torch.ones(40, 3, 2, 2) + 0.01 * torch.randn(40, 3, 2, 2)
         looks[7] = -1.0  # unlike the initial frame
-        looks[11] = 1.0  # unlike frame 7
+        looks[12] = -1.0  # unlike the initial frame again, but like frame 7
         track = played(LITTLE, [(0.99, 0.9)] * 15, looks)
         assert track.first == 0 and track.long[0] == 7 and track.pool == []
-        assert len(track.long) == 2 and track.long[1] >= 10
+        assert len(track.long) == 2 and track.long[1] in (10, 11, 13, 14)
 
     def test_only_good_frames_are_kept_and_at_most_three(self):
         poor = played(LITTLE, [*[(0.99, 0.8)] * 5, *[(0.99, 0.65)] * 20])
@@ -128,10 +128,12 @@ class TestDetection:
         assert not torch.allclose(fuse(words, empty, features.flip(0))[1], heard)
 
     def test_words_that_are_none_say_nothing(self):
-        fuse, features = Fusion(8, 8), torch.randn(1, 3, 8, 4, 4)
-        empty = torch.tensor([[False, True]])
-        one, other = (fuse(torch.tensor([[[1.0] * 8, [value] * 8]]), empty, features)[1] for value in (0.0, 5.0))
-        torch.testing.assert_close(one, other)
+        fuse, features, words = Fusion(8, 8), torch.randn(1, 3, 8, 4, 4), torch.randn(1, 2, 8)
+        torch.nn.init.normal_(fuse.leave.weight)
+        empty, others = torch.tensor([[False, True]]), words.clone()
+        others[:, 1] = torch.randn(8)
+        for one, other in zip(fuse(words, empty, features), fuse(others, empty, features), strict=True):
+            torch.testing.assert_close(one, other)
 
     def test_it_knows_no_bank_and_tracking_no_words(self, monkeypatch):
         net, asked = Referring(1, (4, 8, 8), 8), []
