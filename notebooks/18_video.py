@@ -20,7 +20,7 @@
 # | profile | data | minutes on 2 cores | memory |
 # |---|---|---|---|
 # | `quick` | flights through simulated brains that ship with the book, no network | 1 | under 1 GB |
-# | `full` | flights through real hippocampi and hearts (Decathlon Task04, ACDC) | about 8 | 2 GB |
+# | `full` | flights through real hippocampi (Decathlon Task04) | about 8 | 2 GB |
 #
 # What you see on the web was made by `full`. **No real video is at hand**: a camera flies through real volumes, goes
 # in, hesitates, turns round and comes back, and some of its frames are blurred, dark, hazy or noisy. Anatomy, labels
@@ -244,9 +244,10 @@ teaching.show_evidence("colontcn", table=True)
 
 # %% [markdown]
 # ## A point, a box, and what corruption costs
-# A promptable model (*SAM*) answers each image by itself; with a memory (*SAM 2*) it hears of earlier frames. Both
-# learnt on hearts, and are asked for hippocampi, which they have never seen. Neither has Meta's weights: the same small
-# network, with and without memory. A specialist, trained on hippocampi, needs no prompt.
+# A promptable model (*SAM*) answers each image by itself; with a memory (*SAM 2*) it goes on where nobody prompts. Both
+# learnt from regions that nobody drew, as a watershed finds them, and are asked for the hippocampus, which they were
+# never shown. Neither has Meta's weights: the same small network, with and without memory. A specialist, trained on
+# hippocampi, needs no prompt.
 
 # %%
 teaching.show_code(sam2_robotic.prompts_of, sam2_robotic.corrupted)
@@ -262,13 +263,14 @@ for kind in sam2_robotic.CORRUPTIONS:
 ids = teaching.measured("18_video")
 if "sam2-robotic" in ids:
     frame = evidence_frame("sam2-robotic", "full")
-    columns = {name: {0: name, **{k: f"{name}_{k}" for k in (1, 3, 5)}} for name in ("point", "box", "first_point")}
+    columns = {name: {0: name, **{k: f"{name}_{k}" for k in (1, 3, 5)}} for name in ("point", "box", "first_box")}
     lines = {
         "SAM 2, a box in each frame": ("sam 2", columns["box"]),
         "SAM, a box in each frame": ("sam", columns["box"]),
         "SAM 2, a point in each frame": ("sam 2", columns["point"]),
         "SAM, a point in each frame": ("sam", columns["point"]),
-        "SAM 2, a point in the first frame": ("sam 2", columns["first_point"]),
+        "SAM 2, a box in the first frame": ("sam 2", columns["first_box"]),
+        "SAM, the first frame's box kept": ("sam", columns["first_box"]),
         "specialist, no prompt": ("specialist", columns["point"]),
     }
     display(video_figures.severity_figure(frame, lines, "hippocampus"))

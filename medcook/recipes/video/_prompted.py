@@ -1,15 +1,19 @@
-"""Prompts for the frames of a flight, drawn as the book's SAM draws them, and flights of one organ after another's."""
+"""Prompts for the frames of a flight, drawn as the book's SAM draws them, and flights with regions that nobody drew."""
 
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import ClassVar, Literal
+from zlib import crc32
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy import ndimage
+from skimage.segmentation import watershed
 from torch import Tensor
 
+from medcook.data import Case
 from medcook.recipes.sam_adaptation._concepts import tight_boxes
-from medcook.recipes.video._flights import FlightTask
+from medcook.recipes.video._flights import FlightTask, Flown
 from medcook.sam.asking import draw_box, draw_points, pick
 from medcook.sam.model import DENSE, PADDING, SIZE
 from medcook.sam.prompts import middle_of
@@ -21,28 +25,46 @@ POINTS = 3
 """Of a prompt of several points."""
 
 
-@dataclass(frozen=True)
-class ElsewhereTask(FlightTask):
-    """Training flights are through another data set, with that one's structures; scored is this one.
+REGIONS = (20, 40, 80)
+"""Regions that a volume is cut into; the case's name decides how many."""
 
-    learnt_on  the other data set; empty: it is learnt here, as ever
+
+def regions_of(images: Tensor, count: int) -> Tensor:
+    """Label maps (S, H, W), 1 to about `count`: what a watershed makes of slices (S, H, W), whose ridges are edges."""
+    edges = ndimage.gaussian_gradient_magnitude(images.double().numpy(), 1.0)
+    return torch.from_numpy(watershed(edges, markers=count).astype(np.uint8))
+
+
+@dataclass(frozen=True)
+class Anything(Flown):
+    """Flights whose labels are regions that nobody drew, of any kind, in place of anatomy."""
+
+    def slices(self, case: Case) -> tuple[Tensor, Tensor]:
+        images, _ = super().slices(case)
+        return images, regions_of(images, REGIONS[crc32(case.case_id.encode()) % len(REGIONS)])
+
+
+@dataclass(frozen=True)
+class AnythingTask(FlightTask):
+    """Flights through the training patients with regions of any kind."""
+
+    preparer: ClassVar[type[Flown]] = Anything
+
+
+@dataclass(frozen=True)
+class UnseenTask(FlightTask):
+    """Scored are structures of which nothing was seen in training, where flights show regions of any kind.
+
+    seen  the structures themselves are what is learnt, as ever
     """
 
-    learnt_on: str = ""
-
-    @property
-    def elsewhere(self) -> FlightTask:
-        """The flights that are learnt on."""
-        return FlightTask(self.learnt_on, frames=self.frames, side=self.side, versions=self.versions, many=self.many)
-
-    @cached_property
-    def labelled_patients(self) -> tuple[str, ...]:
-        return self.elsewhere.labelled_patients if self.learnt_on else super().labelled_patients
+    seen: bool = False
 
     def samples(self, role: str) -> Samples:
-        if role == "labelled" and self.learnt_on:
-            return self.elsewhere.samples(role)
-        return super().samples(role)
+        if role != "labelled" or self.seen:
+            return super().samples(role)
+        given = {part.name: getattr(self, part.name) for part in fields(FlightTask)}
+        return AnythingTask(**given).samples(role)
 
 
 def shown(masks: Tensor, kind: Kind, rng: torch.Generator | None = None) -> Tensor:

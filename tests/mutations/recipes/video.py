@@ -60,18 +60,21 @@ ERRORS = {
     ],
     "_prompted": [
         ("torch.where(there[:, None], 1, PADDING)", "torch.where(there[:, None], 1, 1)"),
-        ('if role == "labelled" and self.learnt_on:', "if False:"),
+        ('if role != "labelled" or self.seen:', "if self.seen:"),
+        ("return images, regions_of(", "return images, _ if _.any() else regions_of("),
         ("kinds = torch.randint(len(KINDS), (len(masks) // each,)).repeat_interleave(each)", "kinds = 0"),
     ],
     "sam2_robotic": [
         ("prompts[first : first + 1 if memory else None] = only", "prompts[first:] = only"),
         ("there[:, 1:] &= places[:, 1:] > firsts[:, None]", "pass"),
-        ("found.masks & (firsts <= number)[:, None, None]", "found.masks"),
+        ("prompts[:, number]) & (firsts <= number)[:, None, None]", "prompts[:, number])"),
+        ("((found.presence > 0) | prompted)", "(found.presence > 0)"),
+        ("bank.there & ~prompts.flatten(1).any(1)[:, None]", "bank.there"),
         ("STRENGTHS[kind][severity - 1]", "STRENGTHS[kind][0]"),
         ("for severity in SEVERITIES])) - values[column]", "for severity in SEVERITIES]))"),
         ("frames = [k for k in range(first, len(truth)) if truth[k].any()]", "frames = list(range(len(truth)))"),
-        ("following.taken(labelled.labels, clip))", "following.taken(labelled.labels, clip * 0))"),
     ],
+    "_specialist": [("following.taken(labelled.labels, clip))", "following.taken(labelled.labels, clip * 0))")],
 }
 TESTED_BY = {
     "_flights": "flights",
@@ -82,5 +85,6 @@ TESTED_BY = {
     "_following": "following",
     "_referring": "resurgsam2",
     "_prompted": "sam2_robotic",
+    "_specialist": "sam2_robotic",
 }
 """Whose tests notice, where these are not in a file of the same name."""

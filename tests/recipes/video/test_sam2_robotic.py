@@ -10,16 +10,17 @@ from scipy import ndimage
 
 from medcook.methods import Batch, Moment
 from medcook.recipes.findings._corruptions import STRENGTHS, corrupt
-from medcook.recipes.video import _prompted, sam2_robotic
-from medcook.recipes.video._prompted import ElsewhereTask, shown, shown_at_random
-from medcook.recipes.video._tracker import RECENT, SLOTS, Tracker
+from medcook.recipes.language._slice_memory import Memory
+from medcook.recipes.video import _prompted, _specialist, sam2_robotic
+from medcook.recipes.video._flights import FlightTask
+from medcook.recipes.video._prompted import AnythingTask, UnseenTask, shown, shown_at_random
+from medcook.recipes.video._specialist import Asked, Specialist
+from medcook.recipes.video._tracker import RECENT, SLOTS, Answer, Tracker
 from medcook.recipes.video.sam2_robotic import (
     QUESTIONS,
     SEVERITIES,
-    Asked,
     Prompted,
     Question,
-    Specialist,
     answered,
     corrupted,
     prompted_rows,
@@ -89,10 +90,16 @@ class TestQuestions:
         assert shows(once) == [False, True, False, False, False] and torch.equal(once[1], each[1])
         assert shows(taken) == [False, True, True, True, True] and (taken[2:] == each[1]).all()
 
+    def test_what_is_pointed_at_is_there(self):
+        found = Answer(torch.ones(3, 4, 4), torch.tensor([-1.0, -1.0, 1.0]), torch.ones(3))
+        prompts = torch.zeros(3, 3, 4, 4)
+        prompts[0, 1] = -1.0
+        assert sam2_robotic.believed(found, prompts).flatten(1).all(1).tolist() == [True, False, True]
+
     def test_columns_say_what_was_asked(self):
         columns = [question.column for question in QUESTIONS]
         assert columns[:5] == ["point", "points", "box", "first_point", "first_box"]
-        assert {f"{name}_{k}" for name in ("point", "box", "first_point") for k in SEVERITIES} == set(columns[5:])
+        assert {f"{name}_{k}" for name in ("point", "box", "first_box") for k in SEVERITIES} == set(columns[5:])
         assert len(set(columns)) == len(columns)
 
     def test_a_bank_has_the_first_frame_and_recent_ones_after_it(self):
@@ -126,7 +133,7 @@ class TestQuestions:
             net.answer = answer
             one, two = (method.answers(nets, flights, [Asked(0, 1, 1, each)]) for each in (prompts, other))
             assert not one[0, 0].any() and not torch.equal(one[0, 1], two[0, 1])
-            assert heard["banks"][:5] == ([0, 0, 1, 2, 3] if carries else [0] * 5)
+            assert heard["banks"] == ([0, 0, 1, 2, 3, 0, 0, 1, 2, 3] if carries else [0] * 10)
             if not carries:
                 assert torch.equal(one[0, 2:], two[0, 2:])
 
@@ -139,31 +146,32 @@ class TestQuestions:
 
 
 @pytest.mark.component("zero-shot segmentation")
-class TestElsewhere:
-    task = ElsewhereTask("embedded", frames=12, side=16, learnt_on="hippocampus")
+class TestUnseen:
+    task = UnseenTask("embedded", frames=12, side=24)
 
-    def test_nothing_is_learnt_where_it_is_scored(self):
-        full = recipe.scales["full"].task
-        assert (full.learnt_on, full.dataset) == ("acdc", "hippocampus")
-        assert all(patient.startswith("hippocampus") for patient in full.val_patients)
-        assert not any(patient.startswith("hippocampus") for patient in full.labelled_patients)
+    def test_a_watershed_cuts_along_edges(self):
+        images = torch.zeros(6, 24, 24)
+        images[:, :, 12:], images[3:, :12] = 3.0, -2.0
+        images += 0.01 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+        found = _prompted.regions_of(images, 20)
+        assert found.dtype == torch.uint8 and found.min() == 1 and 10 <= len(found.unique()) <= 30
+        levels = (images > 1.5).int() - (images < -1).int()
+        shares = [levels[found == value].unique(return_counts=True)[1] for value in found.unique()]
+        assert sum(float(count.max() / count.sum()) for count in shares) / len(shares) > 0.9
 
-    @pytest.mark.mirror
-    def test_training_flights_are_the_other_ones(self):
-        own, other = replace(self.task, learnt_on=""), replace(self.task, dataset="hippocampus", learnt_on="")
-        few = replace(self.task, learnt_on="")
-        assert few.samples("labelled").hash() == own.samples("labelled").hash()
-        assert self.task.elsewhere.dataset == "hippocampus" and self.task.elsewhere.frames == 12
-        assert self.task.labelled_patients == other.labelled_patients != own.labelled_patients
-        assert self.task.samples("val").hash() == own.samples("val").hash()
+    def test_training_shows_no_anatomy_and_scores_show_nothing_else(self):
+        labelled, val = self.task.samples("labelled"), self.task.samples("val")
+        plain = FlightTask("embedded", frames=12, side=24)
+        assert torch.equal(labelled.images, plain.samples("labelled").images)
+        assert labelled.labels.max() > 3 and not torch.equal(labelled.labels, plain.samples("labelled").labels)
+        assert val.hash() == plain.samples("val").hash()
+        seen = replace(self.task, seen=True).samples("labelled")
+        assert seen.hash() == plain.samples("labelled").hash()
 
-    def test_samples_are_those_of_the_other_task(self, monkeypatch):
-        asked = []
-        monkeypatch.setattr(_prompted.FlightTask, "samples", lambda self, role: asked.append((self.dataset, role)))
-        for role in ("labelled", "val"):
-            self.task.samples(role)
-        replace(self.task, learnt_on="").samples("labelled")
-        assert asked == [("hippocampus", "labelled"), ("embedded", "val"), ("embedded", "labelled")]
+    def test_how_many_regions_is_the_cases_to_say(self):
+        flown = AnythingTask("embedded", frames=12, side=24)
+        counts = [len(flown.preparation.slices(case)[1].unique()) for case in flown.cases("val")]
+        assert len(set(counts)) > 1 and min(counts) >= 10 and max(counts) <= 130
 
 
 @pytest.mark.component("corruption")
@@ -221,8 +229,15 @@ class TestTraining:
             assert alone.any(1).all() and set(again.any(1).tolist()) == prompted
             assert alone.shape[1] == 11 and again.shape[1] == 4
 
+    def test_a_prompted_frame_hears_of_no_other(self):
+        there = torch.ones(2, SLOTS, dtype=torch.bool)
+        prompts = torch.zeros(2, 3, 4, 4)
+        prompts[1, 2, 0, 0] = 1.0
+        bank = sam2_robotic.unless_prompted(Memory(torch.zeros(2), torch.zeros(2), there), prompts)
+        assert bank.there.all(1).tolist() == [True, False] and not bank.there[1].any() and there.all()
+
     def test_networks_are_alike_but_for_the_memory(self):
-        with_memory, without = (recipe.arms[name].method for name in recipe.compare)
+        with_memory, without = (recipe.arms[name].method for name in ("sam 2", "sam"))
         assert replace(without, memory=True) == with_memory
         names = [{name for name, _ in m.build(1, 3, 3)["model"].named_parameters()} for m in (with_memory, without)]
         assert {name.split(".")[0] for name in names[0] - names[1]} == {"memory"} and not names[1] - names[0]
@@ -232,7 +247,7 @@ class TestTraining:
 class TestSpecialist:
     def test_it_learns_on_what_is_asked_for_and_hears_no_prompt(self):
         arm = recipe.arms["specialist"]
-        assert isinstance(arm.method, Specialist) and arm.changes == {"learnt_on": ""}
+        assert isinstance(arm.method, Specialist) and arm.changes == {"seen": True}
         nets = Specialist(channels=(4, 8, 8)).build(1, 3, 3).eval()
         seen = torch.randn(2, 4, 16, 16)
         asked = [Asked(k, v, 0, torch.rand(4, 3, 16, 16)) for k in (0, 1) for v in (1, 2)]
@@ -246,6 +261,15 @@ class TestSpecialist:
         nets["model"].register_forward_hook(lambda net, given, found: seen.append(given[0].shape))
         method.training_step(nets, flights(), None, Moment(0, 4))
         assert seen == [(2, 1, 11, 16, 16)]
+
+    def test_frames_are_learnt_with_their_own_labels(self, monkeypatch):
+        method, batch, given = Specialist(channels=(4, 8, 8)), flights(), []
+        labels = (torch.rand(batch.labels.shape) > 0.5).byte()
+        nets = method.build(1, 3, 3)
+        nets["model"].register_forward_hook(lambda net, frames, found: given.append(frames[0][:, 0]))
+        monkeypatch.setattr(_specialist, "find_loss", lambda name: lambda logits, labels: given.append(labels))
+        method.training_step(nets, Batch(labels[:, None].float(), labels), None, Moment(0, 4))
+        assert torch.equal(given[0], given[1].float()) and len(given[1].unique(dim=1)[0]) > 4
 
 
 def test_a_row_measures_dice_from_the_first_large_frame_on():
