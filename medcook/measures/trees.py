@@ -46,10 +46,14 @@ def tree_length_detected(line: np.ndarray, guess: np.ndarray) -> float:
 
 
 def branches_detected(branches: np.ndarray, guess: np.ndarray, least: float = 0.8) -> float:
-    """The share of branches, numbered from 1, that are within a mask by at least so much; NaN where there are none."""
+    """The share of branches, numbered from 1, that are within a mask by at least so much; NaN where there are none.
+
+    A number without a voxel is of no branch.
+    """
     length = np.bincount(branches.ravel())[1:]
     found = np.bincount(branches[guess], minlength=len(length) + 1)[1:]
-    return float((found / length >= least).mean()) if len(length) else np.nan
+    there = length > 0
+    return float((found[there] / length[there] >= least).mean()) if there.any() else np.nan
 
 
 def centre_line(tree: np.ndarray) -> np.ndarray:

@@ -66,6 +66,12 @@ def test_a_branch_is_found_where_four_fifths_of_it_are(kept, whole):
     assert tree_length_detected(branches > 0, guess) == (20 + kept) / 40
 
 
+def test_a_number_without_a_voxel_is_of_no_branch():
+    branches = np.array([1, 1, 0, 3, 3])
+    assert branches_detected(branches, branches == 3) == 0.5
+    assert np.isnan(branches_detected(np.zeros(5, int), branches > 0))
+
+
 def test_width_does_not_count_and_a_leak_costs_precision_alone():
     thin = tree_found(tree(), ndimage.binary_dilation(line(), np.ones((2, 1, 1))))
     everything = tree_found(tree(), np.ones_like(tree()))

@@ -32,7 +32,6 @@ from medcook.recipes.anatomy import _trees
 from medcook.recipes.anatomy._airways import AirwayTask, PlantedAirways
 from medcook.recipes.anatomy._planted import Planted, PlantedTrees
 from medcook.recipes.anatomy._settings import BASELINE
-from medcook.recipes.anatomy._trees import Tree
 from medcook.recipes.architectures._settings import Architecture
 from medcook.recipes.recipe import Arm, Component, Recipe, Scale
 from medcook.tasks import Budget
@@ -119,12 +118,6 @@ class MultiScale(Architecture):
         return total
 
 
-def numbered(tree: Tree, size: tuple[int, int]) -> np.ndarray:
-    """(H, W): the centre lines, each pixel with the number of its branch; those that others cover have no number."""
-    lines = _trees.lines(tree, size)
-    return np.unique(np.append(0, lines), return_inverse=True)[1][1:].reshape(size)
-
-
 def airway_rows(fitted, case: Case) -> list[dict]:
     """A row for each image of a case, by the centre lines along which the airways were drawn.
 
@@ -138,7 +131,7 @@ def airway_rows(fitted, case: Case) -> list[dict]:
         guess, truth = answer.argmax(0).numpy() > 0, planted.label > 0
         if not truth.any():
             continue
-        branches, reached = numbered(planted.trees["airways"], truth.shape), largest_part(guess, corners=True)
+        branches, reached = _trees.lines(planted.trees["airways"], truth.shape), largest_part(guess, corners=True)
         parts = ndimage.label(guess, np.ones((3, 3)))[1]
         values = {
             "length": tree_length_detected(branches > 0, reached),

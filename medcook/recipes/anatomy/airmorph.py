@@ -5,6 +5,9 @@ A network finds the airways; the mask is thinned to a tree; a transformer names 
 subsegment, and knows how they hang together (`_branch_graph`, with its formula). Of the named tree a signature is
 measured: stenosis, ectasia, tortuosity, divergence, length, complexity (`_signature`). Here each X-ray has one tree
 drawn into its lungs (`_airways`), of which every name is known, and which may be narrowed, widened or tortuous.
+
+What was looked at, twice, on patients of val with a seed that is not scored, and once of the transformer alone on true
+trees: after 300 steps 0.90 of segments right, 0.74 without topology, 0.76 by each branch itself.
 """
 
 from dataclasses import dataclass, replace
@@ -209,7 +212,7 @@ def airway_rows(fitted, case: Case) -> list[dict]:
         values |= {f"{name}_truth": value for name, value in told.items()}
         values |= {
             "length_detected": tree_length_detected(line > 0, mask),
-            "branches_detected": branches_detected(np.unique(line, return_inverse=True)[1].reshape(line.shape), mask),
+            "branches_detected": branches_detected(line, mask),
             "parts": float(ndimage.label(mask, np.ones((3, 3)))[1]),
         }
         values |= {name: measured[name] for name in SIGNATURE} | diseases(measured)

@@ -9,6 +9,9 @@ segmentation model (MedSAM) adds what it sees, after a 1 x 1 convolution W and a
 The mask is thinned to a centre line, the largest disc around each of its points gives the diameter, and where the
 diameter falls and rises again along a branch, a stenosis is reported with its degree (`_centrelines`, `_stenoses`).
 No angiograms are at hand: trees are drawn into real X-rays, with stenoses of known place and degree (`_angiograms`).
+
+What was looked at, three times, on patients of train and val; after 60 steps an IoU of 0.61 by the U-Net and 0.42 by
+the method. Radii that are measured come out about 0.15 pixel too small, which was found after the evidence, and left.
 """
 
 from dataclasses import dataclass

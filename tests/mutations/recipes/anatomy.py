@@ -6,7 +6,6 @@ ERRORS = {
         ("F.avg_pool2d(images, SHRINK)", "images[..., ::SHRINK, ::SHRINK]"),
         ("largest_part(guess, corners=True)", "guess"),
         ("zip(each, boxes, strict=True)", "zip(each, boxes[:1] * len(boxes), strict=True)"),
-        ("np.unique(np.append(0, lines), return_inverse=True)[1][1:].reshape(size)", "lines"),
         ('planted.state != "healthy"', 'planted.state == "healthy"'),
     ],
     "hybridgnet": [

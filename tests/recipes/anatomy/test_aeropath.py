@@ -1,6 +1,5 @@
 """AeroPath: patches are of one place; far pixels are heard through the overview alone; what hangs together counts."""
 
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -143,12 +142,6 @@ def test_a_gap_takes_what_lies_beyond_it(planted):
     assert row["whole"] == 0 and row["parts"] == ndimage.label(broken, np.ones((3, 3)))[1] > 1
     assert row["length"] < (line & broken).sum() / line.sum() - 0.1
     assert answered(truth, planted)["whole"] == 1
-
-
-def test_a_branch_that_others_cover_has_no_number():
-    across = _trees.Branch(np.array([[2.0, 1], [2, 2], [2, 3]]), np.ones(3))
-    lines = aeropath.numbered((across, replace(across, points=across.points + [2, 0]), across), (6, 6))
-    assert set(np.unique(lines)) == {0, 1, 2} and (lines[4, 1:4] == 1).all() and (lines[2, 1:4] == 2).all()
 
 
 def test_parts_may_touch_by_corners():
