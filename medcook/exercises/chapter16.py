@@ -68,3 +68,22 @@ def check_chamfer(chamfer):
     expect_close(chamfer(a, more), (0.0 + 4.0 / 3) / 2, "a third point, 4 mm from its nearest")
     expect_close(chamfer(more, a), chamfer(a, more), "the same whichever set comes first")
     expect_close(chamfer(a[:1], more), (0.0 + (0 + 1 + 5) / 3) / 2, "sets of different sizes")
+
+
+@exercise("16/degree")
+def check_degree(degree):
+    radii = np.array([3.0, 4.0, 2.0, 1.0, 1.5, 2.0, 1.9])
+    kept = radii.copy()
+    found = degree(radii)
+    expect(found is not None, "your function returns nothing yet.")
+    expect(np.array_equal(kept, radii), "your function writes into its argument")
+    expect(np.ndim(found) == 0, "one number for the whole vessel")
+    expect(not np.isclose(found, 1 / 3), "what is gone, not what is left")
+    expect(not np.isclose(found, 8 / 9), "of the diameter, not of the area of the cross-section")
+    expect(not np.isclose(found, 0.75), "a vessel gets thinner on its way: the largest radius of all is too large")
+    expect(not np.isclose(found, 1 - 1 / kept.mean()), "against the widest places at both sides, not the mean of all")
+    expect(not np.isclose(found, 1 - 2 / 4.9), "the widest places before and after, which need not be the ends")
+    expect_close(found, 2 / 3, "the tightest place has a radius of 1, the widest before it 4 and after it 2")
+    expect_close(degree(2.5 * radii), 2 / 3, "a share is the same in pixels and in mm")
+    expect_close(degree(radii[::-1]), 2 / 3, "the same vessel from its other end")
+    expect_close(degree(np.full(5, 2.0)), 0.0, "nothing is gone where a vessel is as wide everywhere")

@@ -8,7 +8,7 @@ from solved import solver
 from medcook.exercises import check, exercise_names
 
 solution = solver("16_anatomy_and_shape")
-NAMES = ["area", "neighbours", "chamfer"]
+NAMES = ["area", "neighbours", "chamfer", "degree"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -78,3 +78,28 @@ def apart(a, b):
 )
 def test_chamfer(answer, hint):
     assert hint in check("16/chamfer", answer).hint
+
+
+def tops(radii):
+    at = radii.argmin()
+    return radii[: at + 1].max(), radii[at:].max()
+
+
+@pytest.mark.parametrize(
+    ("answer", "hint"),
+    [
+        (lambda r: None, "returns nothing yet"),
+        (lambda r: r.sort() or 0.5, "writes into"),
+        (lambda r: 1 - r / r.max(), "one number"),
+        (lambda r: 2 * r.min() / sum(tops(r)), "not what is left"),
+        (lambda r: 1 - (2 * r.min() / sum(tops(r))) ** 2, "not of the area"),
+        (lambda r: 1 - r.min() / r.max(), "the largest radius of all"),
+        (lambda r: 1 - r.min() / r.mean(), "not the mean of all"),
+        (lambda r: 1 - 2 * r.min() / (r[0] + r[-1]), "need not be the ends"),
+        (lambda r: 1 - 2 * r.min() / 6, "in pixels and in mm"),
+        (lambda r: 0.1, "a radius of 1"),
+        (lambda r: 2 / 3, "as wide everywhere"),
+    ],
+)
+def test_degree(answer, hint):
+    assert hint in check("16/degree", answer).hint
