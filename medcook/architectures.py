@@ -84,6 +84,15 @@ def seen_figure(networks: Mapping[str, nn.Module], image: Tensor, pixel: tuple[i
     return plots.credit(figure, credit)
 
 
+def gains(pairs: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]) -> pd.DataFrame:
+    """A row a pair of frames of per-case rows: the Dice of the first less that of the second, with its interval, p of
+    the paired test, and p after Holm over all pairs."""
+    found = {name: statistics.difference(*frames, "dice") for name, frames in pairs.items()}
+    table = pd.DataFrame({name: [each.effect, each.low, each.high, each.p] for name, each in found.items()}).T
+    table.columns = ["gain", "low", "high", "p"]
+    return table.assign(holm=statistics.holm(table["p"].to_numpy(dtype=float)))
+
+
 def gains_over(
     summaries: Sequence[Summary],
     frames: Mapping[str, pd.DataFrame],
@@ -96,13 +105,11 @@ def gains_over(
     frames    {paper: per-case rows of its arms}; networks of {name: network} under the same names
     size      sides of the image whose multiply-adds are counted
     """
-    rows = []
+    pairs = {}
     for summary in summaries:
         frame, pair = frames[summary.paper], summary.comparison
-        found = statistics.difference(*(frame[frame["arm"] == arm] for arm in (pair.a, pair.b)), "dice")
-        rows.append({"paper": summary.paper, "gain": found.effect, "low": found.low, "high": found.high, "p": found.p})
-    table = pd.DataFrame(rows).set_index("paper")
-    table = table.assign(holm=statistics.holm(table["p"].to_numpy(dtype=float)))
+        pairs[summary.paper] = tuple(frame[frame["arm"] == arm] for arm in (pair.a, pair.b))
+    table = gains(pairs).rename_axis("paper")
     return table.join(cost_table(networks, torch.zeros(1, 1, *size)))
 
 

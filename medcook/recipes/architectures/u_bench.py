@@ -12,8 +12,8 @@ import pandas as pd
 import torch
 from torch import nn
 
-from medcook import evaluation, statistics
-from medcook.architectures import SLICE, cost_table, multiply_adds
+from medcook import evaluation
+from medcook.architectures import SLICE, cost_table, gains, multiply_adds
 from medcook.data import Case
 from medcook.methods import Method
 from medcook.recipes.architectures._settings import BASELINE, scales
@@ -88,10 +88,7 @@ def significance(frame: pd.DataFrame, reference: str = "unet") -> pd.DataFrame:
     frame  columns arm, replicate, case_id, patient_id, structure and dice
     """
     arms = {name: rows for name, rows in frame.groupby("arm", sort=False)}
-    found = {name: statistics.difference(rows, arms[reference]) for name, rows in arms.items() if name != reference}
-    table = pd.DataFrame({name: [d.effect, d.low, d.high, d.p] for name, d in found.items()}).T
-    table.columns = ["gain", "low", "high", "p"]
-    return table.assign(holm=statistics.holm(table["p"].to_numpy()))
+    return gains({name: (rows, arms[reference]) for name, rows in arms.items() if name != reference})
 
 
 def advise(table: pd.DataFrame, **limits: float) -> str:
