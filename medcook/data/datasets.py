@@ -30,6 +30,7 @@ READERS = {
     "embedded": "medcook.data.embedded:Embedded",
     "fairseg": "medcook.data.sets.fairseg:FairSeg",
     "kits21": "medcook.data.sets.kits21:Kits21",
+    "med_glip": "medcook.data.sets.med_glip:MedGLIP5M",
     "medshapenet": "medcook.data.sets.medshapenet:MedShapeNet",
     "medtrinity": "medcook.data.sets.medtrinity:MedTrinity",
     "ncl_sm": "medcook.data.sets.ncl_sm:NclSm",

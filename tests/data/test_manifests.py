@@ -10,8 +10,8 @@ from medcook.paths import MANIFESTS
 
 NAMES = [
     *("acdc", "aeropath", "bubil", "cactus", "cads", "chest_imagenome", "chest_xray", "chestxray8", "chexmask_u"),
-    *("embedded", "fairseg", "hippocampus", "kits21", "medshapenet", "medtrinity", "ncl_sm", "openkbp", "pathvg"),
-    *("paxray", "radgenome_ct", "rexgroundingct", "totalsegmentator"),
+    *("embedded", "fairseg", "hippocampus", "kits21", "med_glip", "medshapenet", "medtrinity", "ncl_sm", "openkbp"),
+    *("pathvg", "paxray", "radgenome_ct", "rexgroundingct", "totalsegmentator"),
 ]
 
 

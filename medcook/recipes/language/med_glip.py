@@ -184,8 +184,8 @@ recipe = Recipe(
     scales=scales(
         HierarchyTask("embedded", versions=1), HierarchyTask("chest_xray", evaluation="test"), budget=FINDINGS_BUDGET
     ),
-    source="abstract, arXiv 2508.10528, and that of GLIP, arXiv 2112.03857; no code of Med-GLIP has been found, and "
-    "its equations were not at hand",
+    source="abstract, arXiv 2508.10528, and that of GLIP, arXiv 2112.03857; no code could be read on the authors' "
+    "page, github.com/Venn2336/Med-GLIP-5M, and the equations were not at hand",
     components=(
         Component(
             "hierarchical region labels",
@@ -208,7 +208,11 @@ recipe = Recipe(
             "one network and one head for all grains; nothing in it knows a phrase's grain",
         ),
         Component("modality-aware encoders", "absent", "one modality"),
-        Component("Med-GLIP-5M", "absent", "seven modalities and 5.3 million regions; not public when looked for"),
+        Component(
+            "Med-GLIP-5M",
+            "absent",
+            "seven modalities and 5.3 million regions, not at hand. Its reader is `medcook.data.sets.med_glip`",
+        ),
         Component(
             "better than other grounding models",
             "simplified",
