@@ -4,8 +4,18 @@ Attention among all tokens of a volume is dear, attention within windows sees li
 one, the tokens of a window, and a global one, as many tokens taken from the whole volume at a constant distance, like
 the taps of a dilated convolution. A U of such transformers, with patches merged and expanded, makes masks.
 
-In the chapter's 150 steps it learns nothing: with and without dilation it called everything background, in three folds
-at the chapter's rate and on a fourth at a fifth of it. That says nothing about dilation, and is no evidence.
+It starts by calling 5% of the voxels a structure (in the training labels 4.6% are), by the bias of its head (Lin et
+al., Focal Loss, ICCV 2017, section 4.1), which is neither in the paper nor in the authors' code. From the usual start,
+where all classes are alike, it learned nothing in 150 steps, in three folds and on a fourth at a fifth of the rate: the
+first steps move all weights towards the background, until logits hardly differ between voxels, and the gradient with
+them is gone (its norm fell from 2 to 0.02 in 32 steps). The U-Net learns from the usual start, and keeps it.
+
+Six looks, on the fourth fold with seed 90, which are in no evidence. From the usual start, in float32: training
+patients, 60 steps at a third of the chapter's rate (no difference between structures and background); two of them to
+learn by heart, 49 steps at that rate (none either), 105 at the chapter's (a soft Dice of 0.10, rising in the last ten)
+and 65 with deep supervision (0.04). From the start that is now used: the same two, 49 steps (0.81); then all, as the
+evidence trains, with a Dice of 0.79 on validation patients after 150 steps. Set on the way: this start, for both
+D-Formers, and layer normalisation in float32, whose part was not measured alone.
 """
 
 from dataclasses import dataclass
@@ -49,6 +59,18 @@ def filled(x: Tensor, multiples: Sides) -> Tensor:
     return F.pad(x, (0, 0, 0, right, 0, below, 0, back))
 
 
+class TokenNorm(nn.LayerNorm):
+    """Layer normalisation in float32, (..., C) to the same.
+
+    With bfloat16 on a CPU the gradients of its weight and bias are summed in bfloat16, which stops growing after some
+    thousand tokens (PyTorch 2.13); the finest grid of a batch of hippocampi has 35,840.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.to(torch.promote_types(x.dtype, torch.float32)))
+
+
 class Attention(nn.Module):
     """softmax(q k' / sqrt(d)) v within every group, (B, D, H, W, C) to the same.
 
@@ -87,7 +109,7 @@ class ScopeModule(nn.Module):
 
     def __init__(self, channels: int, heads: int, side: int, dilated: bool):
         super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(channels), nn.LayerNorm(channels)
+        self.norm1, self.norm2 = TokenNorm(channels), TokenNorm(channels)
         self.attention = Attention(channels, heads, side, dilated)
         self.mlp = nn.Sequential(nn.Linear(channels, 4 * channels), nn.GELU(), nn.Linear(4 * channels, channels))
 
@@ -130,7 +152,7 @@ class PatchMerging(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.norm, self.reduction = nn.LayerNorm(8 * channels), nn.Linear(8 * channels, 2 * channels, bias=False)
+        self.norm, self.reduction = TokenNorm(8 * channels), nn.Linear(8 * channels, 2 * channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         x = filled(x, (2, 2, 2))
@@ -144,7 +166,7 @@ class PatchExpanding(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.expansion, self.norm = nn.Linear(channels, 4 * channels, bias=False), nn.LayerNorm(channels // 2)
+        self.expansion, self.norm = nn.Linear(channels, 4 * channels, bias=False), TokenNorm(channels // 2)
 
     def forward(self, x: Tensor, size: Sides) -> Tensor:
         batch, depth, height, width, channels = x.shape
@@ -156,8 +178,9 @@ class PatchExpanding(nn.Module):
 class DFormer(nn.Module):
     """(B, inputs, *size) to logits (B, classes, *size); a token is a patch of 2 x 2 x 2 voxels.
 
-    width   features of a token at half the resolution; twice as many at every further halving
-    depths  scope modules at each level, from the finest to the deepest; side, scopes: see `DFormerBlock`
+    width       features of a token at half the resolution; twice as many at every further halving
+    depths      scope modules at each level, from the finest to the deepest; side, scopes: see `DFormerBlock`
+    foreground  probability of all structures together that the bias of the head starts with
     """
 
     def __init__(
@@ -168,6 +191,7 @@ class DFormer(nn.Module):
         width: int = 24,
         depths: tuple[int, ...] = (2, 2, 6, 2),
         side: int = 4,
+        foreground: float = 0.05,
         **scopes,
     ):
         super().__init__()
@@ -176,13 +200,15 @@ class DFormer(nn.Module):
             [DFormerBlock(w, depth, side, **scopes) for w, depth in zip(some, depths, strict=False)]
             for some in (widths, widths[:-1])
         ]
-        self.embed, self.embed_norm = nn.Conv3d(inputs, width, 2, stride=2), nn.LayerNorm(width)
+        self.embed, self.embed_norm = nn.Conv3d(inputs, width, 2, stride=2), TokenNorm(width)
         self.down, self.up = map(nn.ModuleList, stages)
         self.merge = nn.ModuleList(map(PatchMerging, widths[:-1]))
         self.expand = nn.ModuleList(map(PatchExpanding, widths[1:]))
         self.mix = nn.ModuleList(nn.Linear(2 * w, w) for w in widths[:-1])
-        self.deep_norm, self.norm, self.last = nn.LayerNorm(widths[-1]), nn.LayerNorm(width), PatchExpanding(width)
+        self.deep_norm, self.norm, self.last = TokenNorm(widths[-1]), TokenNorm(width), PatchExpanding(width)
         self.head = nn.Linear(width // 2, classes)
+        others = classes - 1
+        self.head.bias.data = torch.tensor([1 - foreground] + others * [foreground / others]).log()
 
     def forward(self, image: Tensor) -> Tensor:
         patches = self.embed(filled(image.movedim(1, -1), (2, 2, 2)).movedim(-1, 1))

@@ -39,6 +39,8 @@ ERRORS = {
         ),
         ("seen = None if real.all() else real[:, None, None].repeat(batch, 1, 1, 1)", "seen = None"),
         ("return x + self.convolution(x.float().movedim(-1, 1)).movedim(1, -1)", "return x"),
+        ("return super().forward(x.to(torch.promote_types(x.dtype, torch.float32)))", "return super().forward(x)"),
+        ("[1 - foreground] + others * [foreground / others]", "others * [foreground / others] + [1 - foreground]"),
     ],
     "cross_d_conv": [
         (

@@ -15,6 +15,7 @@ from medcook.recipes.volumes.d_former import (
     PatchExpanding,
     PatchMerging,
     PositionEncoding,
+    TokenNorm,
     grouped,
     joined,
 )
@@ -144,6 +145,27 @@ def test_without_it_no_token_knows_where_it_is(position):
 @pytest.mark.parametrize("size", [(16, 16, 16), (8, 64, 64), (32, 56, 40), (9, 11, 8)])
 def test_any_size_comes_back(size):
     assert net(depths=(1, 1, 2, 1))(torch.randn(1, 1, *size)).shape == (1, 3, *size)
+
+
+@pytest.mark.component("U-shaped encoder and decoder")
+def test_it_starts_with_what_is_rare_being_rare():
+    network, image = net(foreground=0.05), torch.randn(2, 1, 16, 16, 16)
+    shares = network(image).softmax(1).mean((0, 2, 3, 4))
+    assert 0.02 < shares[1:].sum() < 0.12
+    torch.nn.init.zeros_(network.head.weight)
+    shares = network(image).softmax(1).mean((0, 2, 3, 4))
+    assert torch.allclose(shares, torch.tensor([0.95, 0.025, 0.025]), atol=1e-5)
+
+
+def test_the_norm_learns_from_many_tokens_in_bfloat16():
+    """Here its bias, whose gradient is the sum of what comes back: 40,000 times 0.125."""
+    norm, tokens = TokenNorm(4), torch.randn(40_000, 4).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (0.125 * norm(tokens)).sum().backward()
+    assert torch.allclose(norm.bias.grad, torch.full((4,), 5000.0), rtol=1e-3)
+    with torch.no_grad():
+        found = norm.double()(tokens.double())
+    assert torch.allclose(found, F.layer_norm(tokens.double(), (4,)))
 
 
 def test_the_ablation_is_local_twice_and_otherwise_the_same():
