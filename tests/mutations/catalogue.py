@@ -113,7 +113,7 @@ AEROPATH = [
     ("if not np.array_equal(stored, mask * value):", "if False:"),
 ]
 TREES = [
-    ("found / length >= least", "found / length > least"),
+    ("found[there] / length[there] >= least", "found[there] / length[there] > least"),
     ("centre_line(truth), largest_part(guess)", "centre_line(truth), guess"),
 ]
 DECATHLON = [
@@ -142,6 +142,12 @@ CACTUS = [
 MEDTRINITY = [
     ("np.full(shape, 0 if boxes else IGNORE, np.uint8)", "np.full(shape, 0, np.uint8)"),
     ("(not inside.size or inside.mean() < 0.1)", "True"),
+]
+MED_GLIP = [
+    ("or (mask & ~boxed(region, AROUND)).any()", "or False"),
+    ("or min(box.width, box.height) <= 0 or over > EDGE:", "or min(box.width, box.height) <= 0:"),
+    ("points[:, ::-1] - 0.5)", "points[:, ::-1])"),
+    ("(runs[-2] if len(runs) > 2 else 0)", "(runs[-2] if len(runs) > 1 else 0)"),
 ]
 CHEST_IMAGENOME = [
     ("np.argsort(-np.prod(", "np.argsort(np.prod("),
@@ -181,6 +187,7 @@ CORE = {
     ("data/sets/ncl_sm.py", "data/sets/test_ncl_sm.py"): NCL_SM,
     ("data/sets/cactus.py", "data/sets/test_cactus.py"): CACTUS,
     ("data/sets/medtrinity.py", "data/sets/test_medtrinity.py"): MEDTRINITY,
+    ("data/sets/med_glip.py", "data/sets/test_med_glip.py"): MED_GLIP,
     ("data/sets/chest_imagenome.py", "data/sets/test_chest_imagenome.py"): CHEST_IMAGENOME,
     ("data/sets/chestxray8.py", "data/sets/test_chestxray8.py"): CHESTXRAY8,
     ("data/sets/radgenome_ct.py", "data/sets/test_radgenome_ct.py"): RADGENOME_CT,
@@ -271,7 +278,7 @@ CORE = {
         ("np.interp(ranks.numpy(),", "np.interp(1 - ranks.numpy(),"),
         ("seen = as_shown(case, look)", "seen = case"),
     ],
-    ("networks/vila.py", "recipes/findings/test_vila_m3.py"): [
+    ("networks/vila.py", "networks/test_vila.py"): [
         ("hidden_states[-2]", "hidden_states[-1]"),
         ("grid.permute(0, 1, 3, 2, 4, 5)", "grid.permute(0, 1, 3, 4, 2, 5)"),
         ("word if tell or word == IMAGE else IGNORED", "word"),
@@ -296,7 +303,7 @@ CORE = {
         ('if not name.startswith("head.")', "if name"),
         ("x = F.relu(self.pwconv1(x)).permute(0, 3, 1, 2)", "x = self.pwconv1(x).permute(0, 3, 1, 2)"),
     ],
-    ("networks/unicl.py", "recipes/pretraining/test_medimageinsight.py"): [
+    ("networks/unicl.py", "networks/test_unicl.py"): [
         ("torch.arange(len(x)), tokens.argmax(1)", "torch.arange(len(x)), -1"),
         ("src_key_padding_mask=mask == 0", "src_key_padding_mask=None"),
     ],

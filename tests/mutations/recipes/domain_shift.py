@@ -31,6 +31,6 @@ ERRORS = {
     ],
 }
 TESTED_BY = {
-    "_radiomics": "frd",
+    "_radiomics": "radiomics",
 }
 """Whose tests notice, where these are not in a file of the same name."""

@@ -155,10 +155,10 @@ TESTED_BY = {
     "_detection": "detection_of_boxes",
     "_judging": "gpt4v_study",
     "_experts": "vila_m3",
-    "_asked": "vila_m3",
+    "_asked": "asked",
     "_harness": "mllm_data_mining",
     "_mined": "mllm_data_mining",
-    "_writing": "mllm_data_mining",
-    "_miners": "mllm_data_mining",
+    "_writing": "writing",
+    "_miners": "miners",
 }
 """Whose tests notice, where these are not in a file of the same name."""

@@ -152,7 +152,7 @@ ERRORS = {
 }
 TESTED_BY = {
     "_semantics": "crisp_sam2",
-    "_slice_memory": "crisp_sam2",
+    "_slice_memory": "slice_memory",
     "_attributes": "medvlsm",
     "_boxes": "structuralglip",
     "_described": "structuralglip",
@@ -166,7 +166,7 @@ TESTED_BY = {
     "_queries": "sat",
     "_reading": "reports_of_radiologists",
     "_reports": "reports_of_radiologists",
-    "_captions": "medclip_sam",
+    "_captions": "captions",
     "_saliency": "medclip_sam",
 }
 """Whose tests notice, where these are not in a file of the same name."""

@@ -81,7 +81,7 @@ TESTED_BY = {
     "_chains": "surgical_background",
     "_denoiser": "roentgen",
     "_painting": "gms",
-    "_scars": "lefusion",
+    "_scars": "scars",
     "_overlapping": "paxray",
     "_regions": "paxray",
     "_phrases": "paxray",

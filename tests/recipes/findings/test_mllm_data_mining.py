@@ -1,40 +1,25 @@
-"""Mining images and reports: the harness with made-up models, what is true of an image, and four small models."""
+"""Mining images and reports: the harness with made-up models, what is true of an image, and how models rank."""
 
 import time
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
+from made_up_xrays import SIZE, known, lungs
 from scipy.stats import friedmanchisquare
 from skimage.measure import regionprops
-from sklearn.linear_model import Ridge
 from sklearn.metrics import f1_score, jaccard_score
 
-from medcook.methods import Batch, Moment
-from medcook.networks.vila import IMAGE
 from medcook.recipes.findings import _harness as harness
 from medcook.recipes.findings import _mined as mined
-from medcook.recipes.findings import _miners as miners
-from medcook.recipes.findings import _writing as writing
 from medcook.recipes.findings._harness import Question, ask, judge
-from medcook.recipes.findings._mined import KINDS, PLACES, REPORTS, Known
+from medcook.recipes.findings._mined import KINDS, PLACES, REPORTS
 from medcook.recipes.findings._miners import BRAINS, Nearest, Probe, Segmenter, Writer
 from medcook.recipes.findings.mllm_data_mining import ARMS, concordance, mined_rows, ranked, recipe
 from medcook.recipes.language._reports import reports_of
 from medcook.tasks import Budget
 from medcook.training import Loop
-
-SIZE = (40, 60)
-
-
-def lungs(top: int = 5, bottom: int = 30) -> np.ndarray:
-    """A right lung of 12 columns, which is on the left, and a left lung of 10."""
-    mask = np.zeros(SIZE, bool)
-    mask[top:bottom, 8:20] = mask[top + 3 : bottom, 35:45] = True
-    return mask
 
 
 class Remote:
@@ -206,19 +191,6 @@ class TestTasks:
         assert harness.box_overlap(*boxes) == pytest.approx(wanted)
 
 
-def known(count: int = 12) -> Known:
-    """Half of the patients are ill on the right; images are brighter at the top where they are, lungs end lower."""
-    rng, truths, images, reports = np.random.default_rng(0), [], [], []
-    for number in range(count):
-        ill = number % 2 == 0
-        report = "PTB in the right upper field" if ill else "normal"
-        image = rng.normal(size=SIZE).astype(np.float32) + lungs()
-        image[:20] += 3 * ill
-        truths.append(mined.truths_of(lungs(bottom=36 if ill else 28), ill, report))
-        images.append(image), reports.append(report)
-    return Known(torch.from_numpy(np.stack(images))[:, None], truths, tuple(reports))
-
-
 @pytest.mark.component("models rank differently by task")
 class TestRanks:
     def test_who_sees_nothing_says_what_is_commonest(self):
@@ -271,215 +243,11 @@ class TestRanks:
         assert not any(arm.changes for arm in recipe.arms.values())
 
 
-class TestWriting:
-    def test_answers_are_tokens_and_come_back(self):
-        for truths in known(2).truths:
-            for kind, truth in truths.items():
-                line = writing.told(kind, truth, SIZE)
-                assert line[-1] == writing.STOP and len(line) <= writing.MOST and writing.STOP not in line[:-1]
-                text = writing.written(kind, line[:-1], SIZE)
-                assert KINDS[kind].score(KINDS[kind].parse(text, SIZE), truth) > 0.9
-
-    def test_places_are_in_percent_of_their_side(self):
-        line = writing.told("localisation", np.array([[6.0, 4, 30, 20], [36, 0, 60, 40]]), SIZE)
-        assert [writing.WORDS[token] for token in line[:-1]] == ["10", "10", "50", "50", "60", "0", "99", "99"]
-        assert writing.written("localisation", line[:4], SIZE) == "[6, 4, 30, 20]"
-
-    def test_a_report_is_written_as_its_facts(self):
-        line = writing.told("generation", "RUL infiltrate", SIZE)
-        assert writing.written("generation", line[:-1], SIZE) == "right, upper, infiltrate"
-        assert writing.written("generation", writing.told("generation", "normal", SIZE)[:-1], SIZE) == "none"
-
-    def test_corners_are_those_of_a_trapezoid(self):
-        mask = np.zeros((30, 30), bool)
-        for row in range(5, 26):
-            mask[row, 10 - row // 5 : 12 + row // 5] = True
-        found = writing.corners(mask)
-        assert found[:6, 1].tolist() == found[6:, 1][::-1].tolist() and found[0, 1] == 5.5 and found[5, 1] == 25.5
-        for x, y in found[:6]:
-            assert mask[int(y), int(x)] and not mask[int(y), int(x) - 1]
-        for x, y in found[6:]:
-            assert mask[int(y), int(x) - 1] and not mask[int(y), int(x)]
-
-    def test_what_a_model_babbles_is_an_answer_in_another_form(self):
-        for line in ([writing.WORDS.index("yes"), 5], [writing.READ + 3], []):
-            for kind in ("localisation", "segmentation"):
-                assert KINDS[kind].parse(writing.written(kind, line, SIZE), SIZE) is None
-
-    def test_a_question_is_an_image_a_kind_and_the_words_of_a_report(self):
-        image = writing.heard(mined.asked("detection", np.zeros(SIZE), ""))
-        assert image == [writing.STOP, IMAGE, writing.WORDS.index("detection")]
-        text = writing.heard(Question("mining", "", None, "right right lung"))
-        assert (
-            text[:2] == [writing.STOP, writing.WORDS.index("mining")] and text[2] == text[3] != text[4] >= writing.READ
-        )
-
-
-TINY = {kind: kind(encoder="random", channels=(4, 8)) for kind in (Writer, Segmenter, Probe, Nearest)}
-
-
-def stand_in(method) -> SimpleNamespace:
-    """A run that has learnt nothing."""
-    torch.manual_seed(0)
-    nets = method.build(2, 2, 2)
-    return SimpleNamespace(method=method, nets=nets, weights={"last": nets.state_dict()})
-
-
-def questions(some: Known, number: int) -> dict[str, Question]:
-    return {kind: mined.asked(kind, some.images[number, 0].numpy(), some.reports[number]) for kind in KINDS}
-
-
-@torch.no_grad()
-def answered(method, some: Known, number: int = 0) -> dict[str, str]:
-    model = method.model(stand_in(method), some)
-    return {kind: model(question) for kind, question in questions(some, number).items()}
-
-
-class TestModels:
-    def test_the_nearest_case_of_a_known_image_is_itself(self):
-        some = known()
-        for number in (3, 8):
-            for kind, text in answered(TINY[Nearest], some, number).items():
-                assert KINDS[kind].score(KINDS[kind].parse(text, SIZE), some.truths[number][kind]) > 0.97
-
-    def test_the_nearest_case_that_has_an_answer_is_taken(self):
-        some = known()
-        del some.truths[0]["detection"]
-        assert answered(TINY[Nearest], some, 0)["detection"] in ("right", "none")
-
-    def test_a_ridge_is_that_of_scikit_learn(self):
-        rng = np.random.default_rng(0)
-        x, y, new = rng.normal(size=(30, 5)) + 2, rng.normal(size=(30, 3)), rng.normal(size=5)
-        np.testing.assert_allclose(miners.ridge(x, y, 7.0)(new), Ridge(7.0).fit(x, y).predict(new[None])[0])
-
-    @torch.no_grad()
-    def test_a_linear_map_tells_everything_that_is_known(self, monkeypatch):
-        monkeypatch.setattr(miners, "ridge", lambda x, y, weight=0.1, fit=miners.ridge: fit(x, y, 0.1))
-        some, right = known(40), {kind: 0.0 for kind in KINDS}
-        model = TINY[Probe].model(stand_in(TINY[Probe]), some)
-        for number in range(0, 40, 5):
-            for kind, question in questions(some, number).items():
-                value = KINDS[kind].parse(model(question), SIZE)
-                right[kind] += KINDS[kind].score(value, some.truths[number][kind]) / 8
-        chance = mined.chances(some)
-        assert all(right[kind] > 0.5 + chance[kind] / 2 for kind in KINDS if kind not in ("classification", *PLACES)), (
-            right
-        )
-        assert right["localisation"] > chance["localisation"] and right["segmentation"] > 0.8
-
-    def test_its_classification_is_what_training_taught_it(self, monkeypatch):
-        for probability, wanted in ((0.9, "yes"), (0.2, "no")):
-            monkeypatch.setattr(Probe, "outcomes", lambda self, nets, images, p=probability: torch.tensor([p]))
-            assert answered(TINY[Probe], known())["classification"] == wanted
-
-    def test_frozen_eyes_stay(self):
-        nets = stand_in(TINY[Probe]).nets
-        TINY[Probe].training_step(nets, batch(), None, Moment(0, 9)).backward()
-        assert all(p.grad is None for p in nets["model"].encoder.parameters())
-        assert all(p.grad is not None for p in nets["model"].head.parameters())
-
-    @torch.no_grad()
-    def test_a_segmenter_draws_what_it_finds_and_says_what_is_usual(self, monkeypatch):
-        some, method = known(), TINY[Segmenter]
-        run = stand_in(method)
-        found = torch.from_numpy(lungs(bottom=36))
-        monkeypatch.setattr(run.nets["average"], "lungs", lambda images: torch.stack([~found, found]).float()[None])
-        for probability, number in ((0.9, 0), (0.2, 1)):
-            monkeypatch.setattr(Segmenter, "outcomes", lambda self, nets, images, p=probability: torch.tensor([p]))
-            model = method.model(run, some)
-            for kind, question in questions(some, 1).items():
-                if kind == "mining":
-                    assert judge(model, KINDS[kind], question, frozenset()).status == "refused"
-                    continue
-                truth = some.truths[0 if kind in PLACES else number][kind]
-                assert judge(model, KINDS[kind], question, truth).score > 0.97, kind
-        monkeypatch.setattr(run.nets["average"], "lungs", lambda images: torch.stack([found, found]).float()[None] * 0)
-        assert judge(model, KINDS["localisation"], questions(some, 1)["localisation"], None).status == "malformed"
-
-    def test_what_the_parts_learn(self):
-        for kind in (Writer, Segmenter):
-            for mixed in (False, True):
-                nets = stand_in(TINY[kind]).nets
-                with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
-                    loss = TINY[kind].training_step(nets, batch(), None, Moment(0, 9))
-                loss.backward()
-                still = [
-                    name
-                    for name, p in nets["model"].named_parameters()
-                    if p.grad is None or not p.grad.isfinite().all()
-                ]
-                assert loss.dtype == torch.float32 and all(
-                    "head." in n or "post_layernorm" in n or "layers.2" in n for n in still
-                )
-
-    def test_a_writer_learns_all_answers_and_nothing_else(self, monkeypatch):
-        kept = {}
-
-        def loss(self, lines, told, pictures):
-            kept.update(lines=lines, told=told, pictures=pictures)
-            return pictures.sum()
-
-        monkeypatch.setattr(miners.Vila, "loss", loss)
-        monkeypatch.setattr(miners, "said", lambda groups: ("normal", "RUL infiltrate"))
-        TINY[Writer].training_step(
-            stand_in(TINY[Writer]).nets, batch()._replace(groups=torch.zeros(2)), None, Moment(0, 9)
-        )
-        assert len(kept["lines"]) == 2 * len(KINDS) and len(kept["pictures"]) == sum(
-            line.count(IMAGE) for line in kept["lines"]
-        )
-        for line, told in zip(kept["lines"], kept["told"], strict=True):
-            first = told.index(True)
-            assert all(told[first:]) and line[-1] == writing.STOP and line[:first].count(IMAGE) <= 1
-        words = [
-            [writing.WORDS[t] for t, mine in zip(*row, strict=True) if mine and t < writing.READ]
-            for row in zip(kept["lines"], kept["told"], strict=True)
-        ]
-        assert words[0] == ["no"] and words[7] == ["yes"] and words[13] == ["right", "upper", "infiltrate"] == words[12]
-
-    @torch.no_grad()
-    def test_it_writes_until_it_stops(self, monkeypatch):
-        tokens = [writing.WORDS.index(word) for word in ("right", "upper")]
-        script = iter([*tokens, writing.STOP, *[tokens[0]] * 99])
-        monkeypatch.setattr(
-            miners.Vila, "next_words", lambda self, lines, pictures: torch.eye(1 + writing.STOP)[[next(script)]]
-        )
-        model = TINY[Writer].model(stand_in(TINY[Writer]), known())
-        asked = questions(known(), 0)
-        assert model(asked["mining"]) == "right, upper"
-        assert len(model(asked["generation"]).split()) == writing.MOST
-
-    @torch.no_grad()
-    def test_it_reads_without_an_image_and_looks_without_a_report(self):
-        run = stand_in(TINY[Writer])
-        net, rng = run.nets.eval()["average"], np.random.default_rng(1)
-        model = TINY[Writer].model(run, known())
-        image = rng.normal(size=SIZE).astype(np.float32)
-        line = writing.heard(Question("detection", "", image))
-        pictures = net.pictures(miners.coloured(torch.from_numpy(image)[None, None]))
-        first = int(net.next_words([line], pictures).argmax())
-        said = model(Question("detection", "", image))
-        assert said.split(", ")[0] == (writing.written("detection", [first], SIZE) if first != writing.STOP else "")
-        assert isinstance(model(Question("mining", "", None, "PTB")), str)
-
-    def test_predictions_are_probabilities(self):
-        for method in TINY.values():
-            with torch.no_grad():
-                found = method.predict(stand_in(method).nets.eval(), batch().images)
-            assert found.shape == (2, 2, 48, 48) and torch.allclose(found.sum(1), torch.ones(2, 48, 48))
-
-
-def batch() -> Batch:
-    images = torch.randn(2, 2, 48, 48, generator=torch.Generator().manual_seed(1))
-    images[:, 1] = 0
-    images[:, 1, 8:32, 4:19] = images[:, 1, 8:32, 28:37] = 1
-    return Batch(images, torch.tensor([0, 1]).byte()[:, None, None].expand(-1, 48, 48))
-
-
 class TestRows:
     @pytest.fixture(scope="class")
     def fitted(self):
         budget = Budget(steps=3, batch=4, precision="float32", checks=0)
-        task, method = BRAINS, TINY[Segmenter]
+        task, method = BRAINS, Segmenter(encoder="random", channels=(4, 8))
         return Loop(method, task, budget, "float32", 0, task.samples("labelled"), None, None, False, "cpu").run()
 
     def test_a_model_that_knows_the_truth_has_all_skill(self, fitted, monkeypatch):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from attended import attended, remembered
 from gradients import assert_every_parameter_is_trained
 from torch import nn
 
@@ -12,9 +13,8 @@ from medcook.data import IGNORE
 from medcook.language import Question, mask_loss, mean_words, meant
 from medcook.methods import Batch, Moment
 from medcook.recipes.language import crisp_sam2
-from medcook.recipes.language._semantics import Attend, Injection, Interaction, SemanticPrompts, places
+from medcook.recipes.language._semantics import Injection, Interaction, SemanticPrompts, places
 from medcook.recipes.language._settings import BRAIN, EVERYTHING, NAMES, ToldOfNames
-from medcook.recipes.language._slice_memory import ENTRIES, PATCH, Memory, MemoryAttention, mates, nearest, small
 from medcook.recipes.language.crisp_sam2 import CrispNet, CrispSam2, asked_values, overlaps
 from medcook.recipes.pretraining._tokens import grid_places, sinusoids
 
@@ -29,30 +29,9 @@ def network(**switches: bool) -> CrispNet:
     return CrispNet(1, CHANNELS, WIDTH, **parts).eval()
 
 
-def remembered(count: int = 2, there: tuple[bool, ...] = (True, True, False, False)) -> Memory:
-    rng = torch.Generator().manual_seed(3)
-    looks = torch.randn(count, ENTRIES, 6, 3, 3, generator=rng)
-    masks = torch.rand(count, ENTRIES, 3 * PATCH, 3 * PATCH, generator=rng)
-    return Memory(looks, masks, torch.tensor([there] * count))
-
-
 def heard(net: CrispNet, said: tuple[str, ...] = ASKED):
     images = torch.randn(2, 1, 24, 24, generator=torch.Generator().manual_seed(1))
     return net.hear(net.encode(images), said)
-
-
-def twin(part: Attend) -> nn.MultiheadAttention:
-    """PyTorch's attention with the same weights."""
-    found = nn.MultiheadAttention(part.ask.in_features, part.heads, batch_first=True)
-    found.in_proj_weight.data = torch.cat([part.ask.weight, part.offer.weight])
-    found.in_proj_bias.data = torch.cat([part.ask.bias, part.offer.bias])
-    found.out_proj.load_state_dict(part.out.state_dict())
-    return found
-
-
-def attended(part: Attend, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    y = part.theirs(y)
-    return twin(part)(part.mine(x)[None], y[None], y[None])[0][0]
 
 
 @pytest.mark.component("progressive cross-attention interaction")
@@ -185,65 +164,6 @@ def test_a_mask_is_the_product_of_its_token_and_the_features_of_pixels():
 
 
 @pytest.mark.component("similarity-sorting self-updating memory")
-def test_the_most_similar_come_first():
-    torch.manual_seed(0)
-    present, looks, there = torch.randn(3, 2, 2, 3), torch.randn(3, 9, 2, 2, 3), torch.rand(3, 9) > 0.3
-    there[2, 2:] = False
-    order, found = nearest(present, looks, there)
-    assert order.shape == (3, ENTRIES)
-    for k in range(3):
-        cosine = {
-            m: float(present[k].flatten() @ looks[k, m].flatten() / present[k].norm() / looks[k, m].norm())
-            for m in range(9)
-            if there[k, m]
-        }
-        wanted = sorted(cosine, key=cosine.get, reverse=True)[:ENTRIES]
-        assert order[k][found[k]].tolist() == wanted and found[k].sum() == len(wanted)
-
-
-@pytest.mark.component("similarity-sorting self-updating memory")
-def test_a_sure_answer_replaces_what_is_least_similar():
-    """A list that is kept by hand, over twelve slices; the second sentence is never sure."""
-    torch.manual_seed(0)
-    looks, kept = torch.randn(12, 5, 2, 3), []
-    memory = Memory.empty(2, looks)
-    for number, look in enumerate(looks):
-        present, masks = look.expand(2, *look.shape), torch.rand(2, 16, 24) > 0.5
-        sure = number != 5
-        memory = memory.updated(present, masks, torch.tensor([sure, False]))
-        if sure:
-            kept.sort(key=lambda entry: F.cosine_similarity(entry[0].flatten(), look.flatten(), dim=0))
-            kept = kept[1:] if len(kept) == ENTRIES else kept
-            kept.append((look, F.avg_pool2d(masks[0][None].float(), 2)[0]))
-        assert memory.there.sum(1).tolist() == [len(kept), 0]
-        mine = {float(entry.sum()): mask for entry, mask in zip(memory.looks[0], memory.masks[0], strict=True)}
-        assert all(torch.allclose(mine[float(entry.sum())], mask) for entry, mask in kept)
-
-
-@pytest.mark.component("similarity-sorting self-updating memory")
-def test_features_attend_to_entries_that_there_are_or_to_a_vector_for_none():
-    torch.manual_seed(0)
-    part, features = MemoryAttention(6, WIDTH), torch.randn(2, WIDTH, 6, 6)
-    memory = remembered()
-    codes = sinusoids(grid_places((6, 6)), WIDTH)
-    found, none = part(features, memory), part(features, memory._replace(there=memory.there & False))
-    for k in range(2):
-        keys = [part.nothing[0, 0]]
-        now = features[k].flatten(1).T
-        alone = now + attended(part.attend, now + codes, torch.stack(keys))
-        assert torch.allclose(none[k].flatten(1).T, alone, atol=1e-5)
-        for rank in range(2):
-            for row in range(3):
-                for column in range(3):
-                    cut = memory.masks[k, rank, PATCH * row : PATCH * (row + 1), PATCH * column : PATCH * (column + 1)]
-                    place = sinusoids(torch.tensor([2 * row + 0.5, 2 * column + 0.5]), WIDTH)
-                    look = part.look(memory.looks[k, rank, :, row, column]) + part.mask(cut.flatten())
-                    keys.append(look + part.ranks[rank, 0] + place)
-        together = now + attended(part.attend, now + codes, torch.stack(keys))
-        assert torch.allclose(found[k].flatten(1).T, together, atol=1e-5)
-
-
-@pytest.mark.component("similarity-sorting self-updating memory")
 def test_places_of_a_coarser_grid_lie_in_the_middle_of_what_they_cover():
     assert torch.allclose(places(torch.zeros(4, 6), 8), sinusoids(grid_places((4, 6)), 8))
     wanted = [[r, c] for r in (0.5, 2.5) for c in (1.0, 4.0)]
@@ -293,14 +213,6 @@ def test_the_memory_that_a_slice_attends_to_is_sorted_for_it():
 
 
 @pytest.mark.component("similarity-sorting self-updating memory")
-def test_masks_are_kept_small():
-    masks = torch.rand(2, 3, 32, 48)
-    found = small(masks, torch.zeros(2, 5, 8, 12))
-    assert torch.equal(found, masks) and small(masks, torch.zeros(2, 5, 2, 3)).shape == (2, 3, 2 * PATCH, 3 * PATCH)
-    assert torch.allclose(small(masks, torch.zeros(4, 6)), F.avg_pool2d(masks, 2), atol=1e-6)
-
-
-@pytest.mark.component("similarity-sorting self-updating memory")
 def test_an_empty_answer_is_no_memory():
     method, nets = willing(sure=0.0)
     nets["average"].mask[-1].bias.data[-1] = -1e4
@@ -308,19 +220,6 @@ def test_an_empty_answer_is_no_memory():
     with torch.no_grad():
         alone = torch.cat([method.answer(nets, image[None], ASKED) for image in images])
         assert torch.equal(method.answer(nets, images, ASKED), alone)
-
-
-@pytest.mark.component("similarity-sorting self-updating memory")
-def test_mates_are_other_images_of_the_set_that_show_what_is_asked_for():
-    labels = torch.zeros(5, 8, 8, dtype=torch.uint8)
-    for image, values in enumerate([(1, 2), (2,), (1,), (1, 2), (2,)]):
-        for value in values:
-            labels[image, value] = value
-    groups = torch.tensor([0, 0, 0, 1, 1])
-    found = mates(labels, groups, torch.tensor([1, 2, 2, 2, 0]))
-    wanted = [[2], [0], [0, 1], [4], []]
-    assert [row.nonzero().flatten().tolist() for row in found] == wanted
-    assert mates(labels, None, torch.tensor([1, 2, 2, 2, 0]))[0].nonzero().flatten().tolist() == [2, 3]
 
 
 @pytest.mark.component("similarity-sorting self-updating memory")

@@ -9,30 +9,12 @@ from torch import nn
 from medcook.data.transforms import NONE
 from medcook.losses import cross_entropy_and_dice
 from medcook.methods import Batch, Moment
-from medcook.recipes.language import _saliency
-from medcook.recipes.language._captions import (
-    NOTHING,
-    CaptionNet,
-    OneFindingTask,
-    clip_loss,
-    dhn_nce,
-    one_drawn,
-    same_captions,
-)
+from medcook.recipes.language._captions import NOTHING, CaptionNet, clip_loss, dhn_nce, one_drawn
 from medcook.recipes.language._findings import FINDINGS, fields_of, value_of
-from medcook.recipes.language._saliency import asked_with_box, described_rows, largest, unit
+from medcook.recipes.language._saliency import asked_with_box, unit
 from medcook.recipes.language.medclip_sam import MedClipSam, gscorecam, kernels, random_field, recipe
 
 TINY = dict(channels=(4, 8), augmentation=NONE)
-
-
-def similarities(count: int = 5) -> torch.Tensor:
-    torch.manual_seed(0)
-    return 3 * torch.randn(count, count, requires_grad=True)
-
-
-def different(count: int = 5) -> torch.Tensor:
-    return torch.eye(count, dtype=torch.bool)
 
 
 def labels(*values: int, side: int = 32, at: int = 8) -> torch.Tensor:
@@ -52,7 +34,7 @@ def batch(*values: int, **settings) -> Batch:
 @pytest.mark.component("DHN-NCE loss")
 class TestLoss:
     def test_against_a_loop(self):
-        found, total = similarities(), 0.0
+        found, total = 3 * torch.randn(5, 5), 0.0
         for each in (found, found.T):
             for b in range(5):
                 others = [j for j in range(5) if j != b]
@@ -60,41 +42,7 @@ class TestLoss:
                 weights = [4 * weight / sum(weights) for weight in weights]
                 pairs = zip(weights, others, strict=True)
                 total = total - each[b, b] + torch.log(sum(w * torch.exp(each[b, j]) for w, j in pairs))
-        torch.testing.assert_close(dhn_nce(found, different(), 0.15), total / 10)
-
-    def test_decoupled_the_partner_pulls_with_full_force(self):
-        """A partner that is closer by one lowers the loss by one, however close it is; InfoNCE hardly moves then."""
-        for more in (0.0, 20.0):
-            one, other = (similarities() + (more + step) * torch.eye(5) for step in (0, 1))
-            found = dhn_nce(one, different(), 0.15) - dhn_nce(other, different(), 0.15)
-            assert found.item() == pytest.approx(1, abs=1e-4)
-        assert (clip_loss(one, different()) - clip_loss(other, different())).item() < 0.01
-
-    def test_hard_negatives_count_more(self):
-        found = similarities() / 3
-        slopes = {}
-        for hard in (0.0, 1.0):
-            (slope,) = torch.autograd.grad(dhn_nce(found, different(), hard), found, retain_graph=True)
-            away = slope[~different()]
-            slopes[hard] = away / away.sum()
-        hardest = found[~different()].argmax()
-        assert slopes[1.0][hardest] > 1.3 * slopes[0.0][hardest]
-
-    def test_without_differences_it_is_clip_loss(self):
-        found = similarities()
-        rows = torch.arange(5)
-        expected = (F.cross_entropy(found, rows) + F.cross_entropy(found.T, rows)) / 2
-        torch.testing.assert_close(clip_loss(found, different()), expected)
-
-    def test_equal_captions_are_no_negatives(self):
-        found, same = similarities(), same_captions(("a", "b", "a", "c", "d"))
-        assert same.sum() == 7
-        changed = found.clone()
-        changed[0, 2], changed[2, 0] = 50.0, 50.0
-        for loss in (lambda x: dhn_nce(x, same, 0.15), lambda x: clip_loss(x, same)):
-            torch.testing.assert_close(loss(found), loss(changed))
-        alone = dhn_nce(found, torch.ones(5, 5, dtype=torch.bool), 0.15)
-        assert alone.item() == 0 and alone.requires_grad
+        torch.testing.assert_close(dhn_nce(found, torch.eye(5).bool(), 0.15), total / 10)
 
     def test_the_method_uses_it_and_the_ablation_the_other(self):
         arms = {name: arm.method.settings() for name, arm in recipe.arms.items()}
@@ -102,10 +50,10 @@ class TestLoss:
         assert differ == {"contrast"} and recipe.ablation == ("medclip-sam", "plain InfoNCE")
         torch.manual_seed(0)
         net, images, said = CaptionNet(1).eval(), torch.randn(3, 1, 16, 16), ("nodule", "patch", "cavity")
-        found = net.images(images) @ net.texts(said).T / 0.1
-        torch.testing.assert_close(MedClipSam().match(net, images, said), dhn_nce(found, different(3), 0.15))
+        found, different = net.images(images) @ net.texts(said).T / 0.1, torch.eye(3).bool()
+        torch.testing.assert_close(MedClipSam().match(net, images, said), dhn_nce(found, different, 0.15))
         plain = MedClipSam(contrast="info-nce").match(net, images, said)
-        torch.testing.assert_close(plain, clip_loss(found, different(3)))
+        torch.testing.assert_close(plain, clip_loss(found, different))
 
 
 @pytest.mark.component("fine-tuned BiomedCLIP")
@@ -229,11 +177,6 @@ class TestField:
         assert not found[3, 3] and found[10:17, 10:17].all() and not found[18].any()
         assert all(torch.allclose(kernel.sum(0), torch.ones(24 * 24)) for _, kernel in kernels(image, 3, 1.0, 5.0, 0.5))
 
-    def test_the_largest_part_stays(self):
-        mask = np.zeros((9, 9), bool)
-        mask[1:3, 1:3], mask[5:8, 5:8] = True, True
-        assert largest(mask).sum() == 9 and largest(mask)[6, 6] and not largest(mask & False).any()
-
 
 class Fixed(MedClipSam):
     """Salient is what is bright."""
@@ -261,21 +204,6 @@ class TestZeroShot:
             found = method.answer(nets, image, ("small nodule", "patch"))
             assert found.shape == (1, 2, 64, 64) and np.array_equal(found[0, 0].numpy() > 0, expected)
 
-    def test_where_nothing_is_salient_the_box_is_the_image(self, monkeypatch):
-        asked = []
-        answer = lambda image, prompt: asked.append(prompt.box) or type("A", (), {"mask": image > 9})  # noqa: E731
-        monkeypatch.setattr(_saliency, "small_sam", lambda: answer)
-        asked_with_box(np.zeros((16, 20)), np.zeros((16, 20), bool))
-        assert asked == [(0.0, 0.0, 20.0, 16.0)]
-
-    def test_loading_sam_leaves_no_trace(self):
-        _saliency.small_sam.cache_clear()
-        torch.manual_seed(0)
-        expected = torch.rand(())
-        torch.manual_seed(0)
-        _saliency.small_sam()
-        assert torch.equal(torch.rand(()), expected)
-
     def test_an_image_is_asked_for_the_description_that_fits_best(self):
         method = Fixed(**TINY)
         torch.manual_seed(0)
@@ -297,6 +225,7 @@ class TestZeroShot:
         assert method.training_step(nets, batch(1, 20), None, Moment(2, 10)).item() == 0
         assert method.optimise(list(nets.parameters()), 10)[1].first == 3
         assert MedClipSam(weak=True).optimise(list(nets.parameters()), 10)[1].first == 7
+        assert recipe.scales["full"].budget.steps == 900  # of which 630, as `components` says, learn from captions
 
 
 @pytest.mark.component("weak supervision")
@@ -379,27 +308,3 @@ def test_every_image_has_one_finding_where_its_caption_says():
         seen.add(value)
     assert len(seen) > 12
     assert not one_drawn(np.zeros((64, 64), np.float32), lungs & False, np.random.default_rng(0))[1].any()
-
-
-def test_the_task_and_its_score():
-    task = OneFindingTask("embedded", versions=1, labelled=2)
-    case = next(iter(task.cases("val")))
-    images, found = task.preparation.both(case)
-    assert images.shape[2:] == (64, 64) and max(len(label.unique()) for label in found) == 2
-    asked = []
-
-    class Knows(MedClipSam):
-        def answer(self, nets, image, sentences):
-            asked.extend(sentences)
-            place = next(k for k, one in enumerate(images) if torch.equal(one, image[0]))
-            return (found[place] > 0).float()[None, None]
-
-    method = Knows(**TINY)
-    nets = method.build(1, task.classes, 2)
-    fitted = type("F", (), {"nets": nets, "weights": {"last": nets.state_dict()}, "method": method, "task": task})
-    rows = described_rows(fitted, case)
-    assert rows and all(row["dice"] == row["hit"] == 1 and -1 <= row["tied"] <= 1 for row in rows)
-    assert {row["structure"] for row in rows} <= {"nodule", "cavity", "patch"}
-    values = [value for label in found for value in label.unique().tolist() if value]
-    assert asked == [method.language.name(value) for value in values]
-    assert isinstance(nets["average"], nn.Module) and recipe.scales["full"].budget.steps == 900

@@ -1,8 +1,6 @@
 """MedImageInsight: its towers against an implementation of their own, its checkpoint, and an embedding put to use."""
 
-from copy import deepcopy
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,16 +8,15 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-import yaml
-from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score, roc_curve
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
+from unicl_weights import Reference, published_state, write
 
 from medcook.data import IGNORE
 from medcook.errors import MedcookError
 from medcook.methods import Batch, Moment
-from medcook.networks.unicl import PUBLISHED, TOKENIZER, MedImageInsight, UniCL, load_unicl
+from medcook.networks.unicl import UniCL, load_unicl
 from medcook.recipes.fairness.cxr_clip_fairness import captions
 from medcook.recipes.pretraining import medimageinsight
 from medcook.recipes.pretraining._searching import (
@@ -38,271 +35,6 @@ from medcook.tasks import Budget
 from medcook.training import fit
 
 LITTLE = medimageinsight.DAVIT
-VOCABULARY = ("!", "a</w>", "b</w>", "c</w>", "<|startoftext|>", "<|endoftext|>")
-HEADS, GROUPS, WINDOW = [1, 2], [2, 4], 3
-
-
-def tiny_config() -> dict:
-    config = deepcopy(PUBLISHED)
-    two = {name: values[:2] for name, values in config["IMAGE_ENCODER"]["SPEC"].items() if name != "WINDOW_SIZE"}
-    two |= {"DIM_EMBED": [8, 16], "DEPTHS": [1, 2], "NUM_HEADS": HEADS, "NUM_GROUPS": GROUPS, "WINDOW_SIZE": WINDOW}
-    config["IMAGE_ENCODER"] |= {"IMAGE_SIZE": [40, 40], "SPEC": two, "NUM_CLASSES": 0}
-    config["LANG_ENCODER"] = {"CONTEXT_LENGTH": 7, "WIDTH": 12, "HEADS": 3, "LAYERS": 2, "AUTOGRESSIVE": False}
-    config["UNICL_MODEL"] = {"DIM_PROJECTION": 6}
-    return config
-
-
-def published_state() -> dict[str, Tensor]:
-    """Random weights under the published names."""
-    shapes = {"lang_encoder.token_embedding.weight": (6, 12), "lang_encoder.positional_embedding": (7, 12)}
-    for number in range(2):
-        block = f"lang_encoder.resblocks.{number}"
-        shapes |= {f"{block}.attn.in_proj_weight": (36, 12), f"{block}.attn.in_proj_bias": (36,)}
-        shapes |= line(f"{block}.attn.out_proj", 12, 12) | line(f"{block}.mlp.c_fc", 12, 48)
-        shapes |= line(f"{block}.mlp.c_proj", 48, 12) | norm(f"{block}.ln_1", 12) | norm(f"{block}.ln_2", 12)
-    shapes |= norm("lang_encoder.ln_final", 12) | norm("image_encoder.norms", 16)
-    shapes |= {"image_projection": (16, 6), "lang_projection": (12, 6), "logit_scale": ()}
-    for stage, (inputs, width, kernel, depth) in enumerate([(3, 8, 7, 1), (8, 16, 3, 2)]):
-        conv = f"image_encoder.convs.{stage}"
-        shapes |= {f"{conv}.proj.weight": (width, inputs, kernel, kernel), f"{conv}.proj.bias": (width,)}
-        shapes |= norm(f"{conv}.norm", inputs if stage else width)
-        for number in range(depth):
-            for kind, attention in (("spatial_block", "window_attn"), ("channel_block", "channel_attn")):
-                block = f"image_encoder.blocks.{stage}.{number}.{kind}"
-                for conv in ("conv1", "conv2"):
-                    shapes |= {f"{block}.{conv}.fn.dw.weight": (width, 1, 3, 3), f"{block}.{conv}.fn.dw.bias": (width,)}
-                shapes |= norm(f"{block}.{attention}.norm", width) | norm(f"{block}.ffn.norm", width)
-                shapes |= line(f"{block}.{attention}.fn.qkv", width, 3 * width)
-                shapes |= line(f"{block}.{attention}.fn.proj", width, width)
-                shapes |= line(f"{block}.ffn.fn.net.fc1", width, 4 * width)
-                shapes |= line(f"{block}.ffn.fn.net.fc2", 4 * width, width)
-    rng = torch.Generator().manual_seed(0)
-    return {name: 0.4 * torch.randn(shape, generator=rng) for name, shape in shapes.items()}
-
-
-def line(name: str, inputs: int, outputs: int) -> dict:
-    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
-
-
-def norm(name: str, width: int) -> dict:
-    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
-
-
-class Reference:
-    """The published model's forward pass from its own names, token by token and window by window."""
-
-    def __init__(self, state: dict[str, Tensor]):
-        self.state = state
-
-    def line(self, name: str, x: Tensor) -> Tensor:
-        return x @ self.state[f"{name}.weight"].T + self.state[f"{name}.bias"]
-
-    def norm(self, name: str, x: Tensor, eps: float = 1e-5) -> Tensor:
-        centred = x - x.mean(-1, keepdim=True)
-        scaled = centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt()
-        return self.state[f"{name}.weight"] * scaled + self.state[f"{name}.bias"]
-
-    def image(self, image: Tensor) -> Tensor:
-        """(3, H, W) to a unit vector."""
-        x = image.movedim(0, -1)
-        for stage, depth in enumerate((1, 2)):
-            name, stride, padding = f"image_encoder.convs.{stage}", (4, 2)[stage], (3, 1)[stage]
-            weight, bias = self.state[f"{name}.proj.weight"], self.state[f"{name}.proj.bias"]
-            x = self.norm(f"{name}.norm", x) if stage else x
-            x = F.conv2d(x.movedim(-1, 0)[None], weight, bias, stride, padding)[0].movedim(0, -1)
-            x = x if stage else self.norm(f"{name}.norm", x)
-            for number in range(depth):
-                for kind, attend in (("spatial_block", self.windows), ("channel_block", self.channels)):
-                    x = self.block(f"image_encoder.blocks.{stage}.{number}.{kind}", x, attend, stage)
-        vector = self.norm("image_encoder.norms", x.flatten(0, 1).mean(0)) @ self.state["image_projection"]
-        return vector / vector.norm()
-
-    def block(self, name: str, x: Tensor, attend, stage: int) -> Tensor:
-        """(H, W, C) to the same."""
-        kind = "window_attn" if "spatial" in name else "channel_attn"
-        x = x + self.depthwise(f"{name}.conv1.fn.dw", x)
-        x = x + attend(f"{name}.{kind}.fn", self.norm(f"{name}.{kind}.norm", x), stage)
-        x = x + self.depthwise(f"{name}.conv2.fn.dw", x)
-        inner = F.gelu(self.line(f"{name}.ffn.fn.net.fc1", self.norm(f"{name}.ffn.norm", x)))
-        return x + self.line(f"{name}.ffn.fn.net.fc2", inner)
-
-    def depthwise(self, name: str, x: Tensor) -> Tensor:
-        weight, bias = self.state[f"{name}.weight"], self.state[f"{name}.bias"]
-        return F.conv2d(x.movedim(-1, 0)[None], weight, bias, padding=1, groups=len(bias))[0].movedim(0, -1)
-
-    def windows(self, name: str, x: Tensor, stage: int) -> Tensor:
-        """Tokens attend to those of their window; the image is filled up with zeros."""
-        height, width = x.shape[:2]
-        filled = F.pad(x, (0, 0, 0, -width % WINDOW, 0, -height % WINDOW))
-        found = torch.zeros_like(filled)
-        for top in range(0, filled.shape[0], WINDOW):
-            for left in range(0, filled.shape[1], WINDOW):
-                place = (slice(top, top + WINDOW), slice(left, left + WINDOW))
-                q, k, v = self.line(f"{name}.qkv", filled[place].flatten(0, 1)).chunk(3, dim=1)
-                heads = [
-                    self.attend(*parts) for parts in zip(*(t.chunk(HEADS[stage], 1) for t in (q, k, v)), strict=True)
-                ]
-                found[place] = self.line(f"{name}.proj", torch.cat(heads, 1)).view(WINDOW, WINDOW, -1)
-        return found[:height, :width]
-
-    def channels(self, name: str, x: Tensor, stage: int) -> Tensor:
-        """Channels attend to those of their group, as vectors over all tokens."""
-        q, k, v = self.line(f"{name}.qkv", x.flatten(0, 1)).chunk(3, dim=1)
-        groups = [
-            self.attend(*(t.T for t in parts)).T
-            for parts in zip(*(t.chunk(GROUPS[stage], 1) for t in (q, k, v)), strict=True)
-        ]
-        return self.line(f"{name}.proj", torch.cat(groups, 1)).view_as(x)
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return (q @ k.T / q.shape[1] ** 0.5).softmax(1) @ v
-
-    def text(self, tokens: list[int]) -> Tensor:
-        """A sentence without what fills it up, to a unit vector; the last token speaks for all."""
-        x = self.state["lang_encoder.token_embedding.weight"][tokens]
-        x = x + self.state["lang_encoder.positional_embedding"][: len(tokens)]
-        for number in range(2):
-            name = f"lang_encoder.resblocks.{number}"
-            seen = self.norm(f"{name}.ln_1", x, 1e-12)
-            qkv = seen @ self.state[f"{name}.attn.in_proj_weight"].T + self.state[f"{name}.attn.in_proj_bias"]
-            heads = [self.attend(*parts) for parts in zip(*(t.chunk(3, 1) for t in qkv.chunk(3, 1)), strict=True)]
-            x = x + self.line(f"{name}.attn.out_proj", torch.cat(heads, 1))
-            inner = self.line(f"{name}.mlp.c_fc", self.norm(f"{name}.ln_2", x, 1e-12))
-            x = x + self.line(f"{name}.mlp.c_proj", inner * torch.sigmoid(1.702 * inner))
-        vector = self.norm("lang_encoder.ln_final", x, 1e-12)[-1] @ self.state["lang_projection"]
-        return vector / vector.norm()
-
-
-def write(folder: Path, state: dict[str, Tensor]) -> Path:
-    """A checkpoint in the published layout: the weights are safetensors, though the file is called `.pt`."""
-    (folder / "vision_model").mkdir(parents=True)
-    (folder / TOKENIZER).mkdir(parents=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(tiny_config()), encoding="utf-8")
-    save_file(state, folder / "vision_model" / "medimageinsigt-v1.0.0.pt")
-    words = ", ".join(f'"{word}": {number}' for number, word in enumerate(VOCABULARY))
-    (folder / TOKENIZER / "vocab.json").write_text(f"{{{words}}}", encoding="utf-8")
-    (folder / TOKENIZER / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
-    end = ", ".join(f'"{name}_token": "<|endoftext|>"' for name in ("unk", "pad", "eos"))
-    marks = f'{{{end}, "bos_token": "<|startoftext|>", "do_lower_case": true}}'
-    (folder / TOKENIZER / "tokenizer_config.json").write_text(marks, encoding="utf-8")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return write(tmp_path_factory.mktemp("insight"), published_state())
-
-
-@pytest.mark.component("architecture")
-class TestArchitecture:
-    @pytest.mark.parametrize("size", [(40, 40), (37, 50)])
-    def test_the_image_tower_is_that_of_an_implementation_of_its_own(self, folder, size):
-        images, reference = torch.randn(2, 3, *size), Reference(published_state())
-        with torch.no_grad():
-            found = load_unicl(folder).images(images)
-        torch.testing.assert_close(
-            found, torch.stack([reference.image(image) for image in images]), atol=2e-4, rtol=1e-3
-        )
-
-    def test_the_text_tower_reads_both_ways_and_the_last_token_speaks(self, folder):
-        reference, asked = Reference(published_state()), [[4, 1, 5], [4, 2, 3, 1, 5]]
-        tokens = torch.tensor([row + [5] * (7 - len(row)) for row in asked])  # filled up with the end, as published
-        mask = torch.tensor([[1] * len(row) + [0] * (7 - len(row)) for row in asked])
-        with torch.no_grad():
-            found = load_unicl(folder).texts(tokens, mask)
-        torch.testing.assert_close(found, torch.stack([reference.text(row) for row in asked]), atol=2e-4, rtol=1e-3)
-
-    def test_the_published_one_has_the_published_number_of_weights(self):
-        with torch.device("meta"):
-            model = UniCL(PUBLISHED)
-        count = lambda *parts: sum(p.numel() for part in parts for p in part.parameters())  # noqa: E731
-        assert round(count(model.davit, model.norm) / 1e9, 2) == 0.36
-        assert round(count(model.language) / 1e9, 2) == 0.25
-
-    def test_the_small_one_trains_every_weight_in_either_precision(self):
-        nets, data = built(LITTLE), batch()
-        for mixed in (False, True):
-            nets.zero_grad()
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
-                loss = LITTLE.training_step(nets, data, others(), Moment(0, 10))
-            loss.backward()
-            model = nets["model"]
-            assert torch.isfinite(loss) and not any(p.requires_grad for p in nets["average"].parameters())
-            unused = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
-            assert unused == []
-
-
-@pytest.mark.component("checkpoint")
-class TestCheckpoint:
-    def test_every_weight_finds_its_place(self, folder):
-        state, model = published_state(), load_unicl(folder)
-        sizes = lambda tensors: sorted(tuple(tensor.shape) for tensor in tensors)  # noqa: E731
-        assert sizes(state.values()) == sizes(model.state_dict().values()) and not model.training
-        mine = {float(tensor.sum()) for tensor in model.state_dict().values()}
-        assert mine == {float(tensor.sum()) for tensor in state.values()}
-
-    def test_the_earlier_names_are_the_same_model(self, folder, tmp_path):
-        old = {}
-        for name, tensor in published_state().items():
-            for new, before in (
-                ("image_encoder.convs", "visual.conv_embeds"), ("image_encoder.blocks", "visual.main_blocks"),
-                ("image_encoder.", "visual."), ("lang_encoder.", "text."), ("image_projection", "vision_projection"),
-                ("lang_projection", "text_projection"), ("spatial_block.window_attn.norm", "0.norm1"),
-                ("channel_block.channel_attn.norm", "1.norm1"), ("spatial_block.ffn.norm", "0.norm2"),
-                ("channel_block.ffn.norm", "1.norm2"), ("spatial_block.window_attn.fn", "0.attn"),
-                ("channel_block.channel_attn.fn", "1.attn"), ("ffn.fn.net", "mlp"), ("conv1.fn.dw", "cpe.0.proj"),
-                ("conv2.fn.dw", "cpe.1.proj"), ("spatial_block.", "0."), ("channel_block.", "1."),
-            ):  # fmt: skip
-                name = name.replace(new, before)
-            old[name] = tensor
-        one, other = load_unicl(folder).state_dict(), load_unicl(write(tmp_path / "old", old)).state_dict()
-        assert all(torch.equal(one[name], other[name]) for name in one)
-
-    def test_half_precision_and_weights_that_nobody_needs_are_no_harm(self, folder, tmp_path):
-        state = {name: tensor.half() for name, tensor in published_state().items()} | {
-            "image_encoder.head": torch.ones(3)
-        }
-        model = load_unicl(write(tmp_path / "half", state))
-        assert all(tensor.dtype == torch.float32 for tensor in model.state_dict().values())
-
-    def test_a_folder_without_one_says_where_they_are(self, tmp_path):
-        with pytest.raises(MedcookError, match="no MedImageInsight checkpoint") as error:
-            load_unicl(tmp_path)
-        assert "huggingface.co/lion-ai/MedImageInsights" in str(error.value)
-
-    @pytest.mark.parametrize("lost", ["lang_projection", "image_encoder.blocks.1.1.channel_block.ffn.fn.net.fc2.bias"])
-    def test_a_missing_weight_is_named(self, tmp_path, lost):
-        state = published_state()
-        del state[lost]
-        with pytest.raises(MedcookError, match=r"cannot be read \('.*(lang_projection|1\.1\.channel_block.*bias)"):
-            load_unicl(write(tmp_path / "short", state))
-
-    def test_weights_of_another_size_and_damaged_ones_are_refused(self, tmp_path):
-        state = published_state() | {"image_projection": torch.zeros(16, 9)}
-        with pytest.raises(MedcookError, match="image_projection"):
-            load_unicl(write(tmp_path / "other", state))
-        broken = write(tmp_path / "broken", published_state())
-        weights = next((broken / "vision_model").iterdir())
-        weights.write_bytes(weights.read_bytes()[:900])
-        with pytest.raises(MedcookError, match="broken: the checkpoint cannot be read"):
-            load_unicl(broken)
-
-    def test_images_and_sentences_are_compared_offline(self, folder):
-        model, image = MedImageInsight(folder), np.random.default_rng(0).normal(size=(30, 44)).astype(np.float32)
-        assert model.image(image).norm().item() == pytest.approx(1, abs=1e-5)
-        tokens = [[4, 1, 5], [4, 2, 1, 5]]
-        expected = torch.stack(
-            [Reference(load_file(next((folder / "vision_model").iterdir()))).text(row) for row in tokens]
-        )
-        torch.testing.assert_close(model.texts(["a", "b A"]), expected, atol=2e-4, rtol=1e-3)
-        found = model.zero_shot(image, ["a", "b a"])
-        assert found.sum().item() == pytest.approx(1, abs=1e-5) and not torch.allclose(found[0], found[1])
-
-    def test_a_missing_tokenizer_is_said(self, tmp_path):
-        bare = write(tmp_path / "bare", published_state())
-        (bare / TOKENIZER / "vocab.json").unlink()
-        with pytest.raises(MedcookError, match="no tokenizer"):
-            MedImageInsight(bare)
 
 
 def built(method) -> torch.nn.ModuleDict:
@@ -319,6 +51,53 @@ def batch(numbers: tuple[int, ...] = (6, 7, 6, 11), size: int = 40) -> Batch:
 def others(size: int = 40) -> Batch:
     data = batch((24, 24, 24, 24), size)
     return data._replace(labels=torch.full_like(data.labels, IGNORE), raters=data.labels[:, None])
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory) -> UniCL:
+    return load_unicl(write(tmp_path_factory.mktemp("insight"), published_state()))
+
+
+@pytest.mark.component("architecture")
+class TestArchitecture:
+    @pytest.mark.parametrize("size", [(40, 40), (37, 50)])
+    def test_the_image_tower_is_that_of_an_implementation_of_its_own(self, loaded, size):
+        images, reference = torch.randn(2, 3, *size), Reference(published_state())
+        with torch.no_grad():
+            found = loaded.images(images)
+        torch.testing.assert_close(
+            found, torch.stack([reference.image(image) for image in images]), atol=2e-4, rtol=1e-3
+        )
+
+    def test_the_text_tower_reads_both_ways_and_the_last_token_speaks(self, loaded):
+        reference, asked = Reference(published_state()), [[4, 1, 5], [4, 2, 3, 1, 5]]
+        tokens = torch.tensor([row + [5] * (7 - len(row)) for row in asked])  # filled up with the end, as published
+        mask = torch.tensor([[1] * len(row) + [0] * (7 - len(row)) for row in asked])
+        with torch.no_grad():
+            found = loaded.texts(tokens, mask)
+        torch.testing.assert_close(found, torch.stack([reference.text(row) for row in asked]), atol=2e-4, rtol=1e-3)
+
+    def test_the_small_one_trains_every_weight_in_either_precision(self):
+        nets, data = built(LITTLE), batch()
+        for mixed in (False, True):
+            nets.zero_grad()
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+                loss = LITTLE.training_step(nets, data, others(), Moment(0, 10))
+            loss.backward()
+            model = nets["model"]
+            assert torch.isfinite(loss) and not any(p.requires_grad for p in nets["average"].parameters())
+            unused = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+            assert unused == []
+
+
+@pytest.mark.component("checkpoint")
+class TestCheckpoint:
+    def test_every_weight_finds_its_place(self, loaded):
+        state = published_state()
+        sizes = lambda tensors: sorted(tuple(tensor.shape) for tensor in tensors)  # noqa: E731
+        assert sizes(state.values()) == sizes(loaded.state_dict().values()) and not loaded.training
+        mine = {float(tensor.sum()) for tensor in loaded.state_dict().values()}
+        assert mine == {float(tensor.sum()) for tensor in state.values()}
 
 
 @pytest.mark.component("contrast of images, texts and labels (UniCL)")

@@ -1,4 +1,4 @@
-"""LeFusion: what is asked of the network, what it sees on the way back, what it is told; and the simulated scars."""
+"""LeFusion: what is asked of the network, what it sees on the way back, what it is told, and the pairs it makes."""
 
 from dataclasses import replace
 
@@ -6,26 +6,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from scipy import ndimage
+from scarred_hearts import free, labelled
 from sklearn.cluster import KMeans
 from torch import nn
 
-from medcook.data import IGNORE, Case
-from medcook.data.transforms import NONE, warp
-from medcook.methods import Batch, Moment
+from medcook.data import IGNORE
+from medcook.data.transforms import NONE
+from medcook.methods import Moment
 from medcook.recipes.synthesis import _scars, lefusion
 from medcook.recipes.synthesis._diffusion import Diffusion
-from medcook.recipes.synthesis._scars import (
-    CORE,
-    INFARCT,
-    ScarTask,
-    alignment,
-    lesions_of,
-    moved_lesions,
-    scar_of,
-    scar_rows,
-    scarred,
-)
+from medcook.recipes.synthesis._scars import CORE, INFARCT, ScarTask, alignment
 from medcook.recipes.synthesis.lefusion import (
     BINS,
     HIGH,
@@ -47,32 +37,6 @@ NOW = Moment(0, 100)
 TINY = dict(channels=(8, 8), steps_back=3)
 
 
-def ring(size: int = 32, middle: tuple[int, int] = (15, 17), radii: tuple[int, int] = (5, 11)) -> torch.Tensor:
-    """(size, size) bool: a wall around a cavity."""
-    rows, columns = np.indices((size, size))
-    away = np.hypot(rows - middle[0], columns - middle[1])
-    return torch.from_numpy((away >= radii[0]) & (away < radii[1]))
-
-
-def labelled(count: int = 4) -> Batch:
-    """Hearts with a bright infarct at one side, and a dark core in it."""
-    rng = torch.Generator().manual_seed(0)
-    wall = ring().expand(count, -1, -1)
-    labels = torch.zeros(count, 32, 32, dtype=torch.uint8)
-    labels[:, 8:22, 22:28], labels[:, 12:18, 24:26] = INFARCT, CORE
-    labels = torch.where(wall, labels, 0)
-    level = torch.tensor([0.0, 2.0, -1.0])[labels.long()]
-    images = level + 0.3 * torch.randn(count, 32, 32, generator=rng)
-    return Batch(images[:, None], labels, raters=wall[:, None].to(torch.uint8))
-
-
-def free(count: int = 4) -> Batch:
-    """Lesion-free hearts, elsewhere and smaller."""
-    wall = ring(middle=(18, 14), radii=(4, 9)).expand(count, 1, -1, -1).to(torch.uint8)
-    images = torch.randn(count, 1, 32, 32, generator=torch.Generator().manual_seed(1))
-    return Batch(images, torch.full((count, 32, 32), IGNORE, dtype=torch.uint8), raters=wall)
-
-
 def built(method: lefusion.MadeLesions, classes: int = 3) -> nn.ModuleDict:
     torch.manual_seed(0)
     return method.build(1, classes, 2)
@@ -80,8 +44,8 @@ def built(method: lefusion.MadeLesions, classes: int = 3) -> nn.ModuleDict:
 
 @pytest.mark.component("lesion-focused loss")
 class TestLoss:
-    def asked(self, focused: bool) -> tuple[torch.Tensor, torch.Tensor, float]:
-        """Masks, the gradient of the loss with respect to what a network gives, and the loss."""
+    def asked(self, focused: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Masks, and the gradient of the loss with respect to what a network gives."""
         batch, given = labelled(), torch.randn(4, 2, 32, 32, requires_grad=True)
         masks = lesion_masks(batch.labels, 2)
         loss = focused_loss(DIFFUSION, lambda x, t: given, batch.images, masks, focused)
@@ -279,23 +243,6 @@ class TestMovedMasks:
             overlap = 2 * (moved & (target > 0)).sum() / (moved.sum() + target.sum())
             assert overlap > 0.85
 
-    def test_it_turns_by_the_angle(self):
-        source = labelled()
-        grid = alignment(source.raters.float(), source.raters.float(), torch.tensor([0.0, 1.0, 2.0, 3.0]))
-        moved = warp(source.images, source.labels, grid)[1]
-        middle = torch.tensor([15.0, 17.0])
-        places = [(label > 0).nonzero().float().mean(0) - middle for label in moved]
-        angles = torch.tensor([torch.atan2(place[0], place[1]) for place in places])
-        turned = torch.remainder(angles[0] - angles, 2 * torch.pi)
-        torch.testing.assert_close(turned, torch.tensor([0.0, 1.0, 2.0, 3.0]), atol=0.1, rtol=0)
-
-    def test_lesions_stay_in_the_wall(self):
-        torch.manual_seed(0)
-        _, labels = moved_lesions(labelled(), free().raters.float())
-        assert (labels[free().raters[:, 0] == 0] == 0).all() and (labels.flatten(1).amax(1) > 0).all()
-        assert len({tuple(label.flatten().tolist()) for label in labels}) == 4
-        assert moved_lesions(labelled()._replace(labels=torch.zeros(4, 32, 32).byte()), free().raters) is None
-
 
 @pytest.mark.component("pairs from lesion-free images")
 @pytest.mark.parametrize("method", [LeFusion(**TINY), CopyPaste(channels=(8, 8))])
@@ -333,55 +280,6 @@ def test_copied_lesions_are_real_ones():
 
 @pytest.mark.component("cardiac lesion MRI and lung nodule CT")
 class TestScars:
-    def case(self, patient: str = "patient007", name: str = "ED") -> Case:
-        """Nine slices of a heart, in two of which there is no wall."""
-        label = np.zeros((9, 48, 48), dtype=np.uint8)
-        rows, columns = np.indices((48, 48))
-        away = np.hypot(rows - 22, columns - 26)
-        label[1:8] = np.where(away < 9, 3, np.where(away < 17, 2, 0))
-        image = np.float32([0.5, 0, 1, 3])[label] + 0.05 * np.random.default_rng(0).standard_normal(label.shape)
-        return Case(image[None].astype(np.float32), label, f"{patient}-{name}", patient)
-
-    def test_a_scar_is_always_the_same_and_its_patients_alone(self):
-        one, same, systole, other = (
-            scarred(case, 2, 3) for case in (self.case(), self.case(), self.case(name="ES"), self.case("patient008"))
-        )
-        assert np.array_equal(one.image, same.image) and np.array_equal(one.label, systole.label)
-        assert not np.array_equal(one.image, systole.image) and not np.array_equal(one.label, other.label)
-
-    @pytest.mark.parametrize("number", range(5))
-    def test_it_lies_in_the_wall_with_the_core_in_the_infarct(self, number):
-        case = self.case(f"patient{number}")
-        found = scarred(case, 2, 3)
-        assert set(np.unique(found.label)) == {0, INFARCT, CORE}
-        assert (case.label[found.label > 0] == 2).all() and not found.label[[0, 8]].any()
-        touching = ndimage.binary_dilation(found.label == CORE, np.ones((1, 3, 3)))
-        assert not (touching & (case.label == 3)).any()
-        far = ~ndimage.binary_dilation(found.label > 0, np.ones((1, 9, 9)))
-        np.testing.assert_allclose(found.image[0][far], case.image[0][far], atol=1e-3)
-
-    def test_infarcts_are_as_bright_as_the_patient_says_and_cores_as_dark_as_the_wall(self):
-        types = set()
-        for number in range(12):
-            scar = scar_of(f"patient{number}")
-            found = scarred(self.case(f"patient{number}"), 2, 3)
-            bright = found.image[0][ndimage.binary_erosion(found.label == INFARCT, np.ones((1, 2, 2)))].mean()
-            core = found.image[0][ndimage.binary_erosion(found.label == CORE, np.ones((1, 3, 3)))]
-            assert bright == pytest.approx(1 + 2 * scar.bright, abs=0.5)
-            assert not len(core) or core.mean() < 1 + scar.bright
-            types.add(scar.bright > 0.85)
-        assert types == {True, False}
-
-    def test_depth_and_width_are_those_of_the_scar(self):
-        case, scar = self.case(), scar_of("patient007")
-        scar = scar._replace(angle=0.0, twist=0.0, width=0.8, middle=0.5, reach=2.0, transmurality=0.5)
-        found = lesions_of(case.label == 2, case.label == 3, scar)[4] > 0
-        rows, columns = found.nonzero()
-        assert np.abs(np.arctan2(rows - 22, columns - 26)).max() < 0.8 and (columns > 26).all()
-        depths = np.hypot(rows - 22, columns - 26)
-        assert 12 <= depths.max() <= 14  # half of 9 .. 17
-        assert found[22, 36] and not found[22, 40]
-
     def test_the_pool_is_lesion_free_and_every_sample_knows_its_wall(self):
         task = ScarTask("embedded", labelled=2, side=32)
         labels, pool, val = (task.samples(role) for role in ("labelled", "unlabelled", "val"))
@@ -395,33 +293,6 @@ class TestScars:
         torch.testing.assert_close(healthy.images(case), plain)
         assert not torch.allclose(task.preparation.images(case), plain, atol=0.1)
         assert task.data_kind == "simulated" and ScarTask("acdc", labelled=3).data_kind == "real-anatomy-simulated"
-
-    def test_the_window_lies_around_the_heart_with_and_without_a_scar(self):
-        task = ScarTask("embedded", labelled=2)
-        case, painted = next(iter(task.cases("labelled"))), task.preparation
-        healthy = replace(painted, healthy=True)
-        heart = np.isin(case.label, (2, 3)).nonzero()
-        assert painted.window(case).centre == pytest.approx((heart[1].mean(), heart[2].mean()))
-        outside = healthy.labels(case) == 0
-        both = [preparation.images(case)[:, 0][outside] for preparation in (painted, healthy)]
-        assert torch.corrcoef(torch.stack(both))[0, 1] > 0.99
-        drawn = F.one_hot(painted.labels(case).long(), 3).movedim(-1, 1).float()
-        found = painted.restore(drawn, case).argmax(0).numpy()
-        overlap = 2 * ((found > 0) & (scarred(case, 2, 3).label > 0)).sum()
-        assert overlap / ((found > 0).sum() + (scarred(case, 2, 3).label > 0).sum()) > 0.75
-
-    def test_who_draws_the_scar_has_a_dice_of_one(self):
-        class Knows:
-            task = ScarTask("embedded", labelled=2)
-
-            def predict(self, case):
-                return scarred(case, 2, 3).label
-
-        rows = scar_rows(Knows(), next(iter(Knows.task.cases("labelled"))))
-        assert [row["dice"] for row in rows] == [1.0, 1.0] and [row["structure"] for row in rows] == [
-            "infarct",
-            "no-reflow",
-        ]
 
 
 @pytest.mark.component("nnU-Net and SwinUNETR")
