@@ -51,6 +51,7 @@ from medcook.sampling import trained
 from medcook.training import fit
 
 profile = resolve_profile(PROFILE)
+pd.set_option("display.max_colwidth", None)
 
 # %% [markdown]
 # ## The idea, in one picture
