@@ -1,7 +1,7 @@
 """A network that was trained on what it is asked for, beside those that are prompted; see sam2-robotic."""
 
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -34,7 +34,7 @@ class Specialist(Method):
     augmentation: Augment = field(default_factory=lambda: AUGMENT)
 
     axes = 3
-    trial = UNSEEN_QUICK
+    trial = replace(UNSEEN_QUICK, seen=True)
 
     def build(self, inputs: int, classes: int, dims: int) -> nn.ModuleDict:
         model = SliceUNet(inputs=inputs, classes=classes, channels=self.channels)

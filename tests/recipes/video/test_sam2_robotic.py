@@ -247,7 +247,7 @@ class TestTraining:
 class TestSpecialist:
     def test_it_learns_on_what_is_asked_for_and_hears_no_prompt(self):
         arm = recipe.arms["specialist"]
-        assert isinstance(arm.method, Specialist) and arm.changes == {"seen": True}
+        assert isinstance(arm.method, Specialist) and arm.changes == {"seen": True} and arm.method.trial.seen
         nets = Specialist(channels=(4, 8, 8)).build(1, 3, 3).eval()
         seen = torch.randn(2, 4, 16, 16)
         asked = [Asked(k, v, 0, torch.rand(4, 3, 16, 16)) for k in (0, 1) for v in (1, 2)]
