@@ -77,6 +77,25 @@ def roc_figure(frames: Mapping[str, pd.DataFrame], dataset: str) -> Figure:
     return plots.credit(figure, dataset)
 
 
+def questions_figure(frame: pd.DataFrame, value: str, label: str, dataset: str) -> Figure:
+    """A line for each `structure` of a frame, and on it each arm's mean of a column, in the order of the rows."""
+    means = frame.pivot_table(index="structure", columns="arm", values=value, sort=False)
+    figure, axes = plots.panels(size=(6.4, 0.42 * len(means) + 1.3))
+    for number, (arm, column) in enumerate(means.items()):
+        style = {"marker": "osD^v"[number % 5], "color": plots.colour(number), "linestyle": "none"}
+        places = np.arange(len(means)) + 0.13 * (number - (means.shape[1] - 1) / 2)
+        axes.plot(column, places, label=arm, markersize=6, **style)
+    axes.axvline(0, color="black", linewidth=0.8, linestyle=":")
+    axes.set_yticks(range(len(means)), means.index)
+    axes.set_ylim(len(means) - 0.5, -0.5)
+    axes.grid(axis="y", color="0.9")
+    axes.set_axisbelow(True)
+    axes.set_xlabel(label)
+    axes.locator_params(axis="x", nbins=6)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return plots.credit(figure, dataset)
+
+
 def maps_figure(rows: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]], manifest: Manifest) -> Figure:
     """Where a classifier looks: a row for each name, of images (H, W), maps (H, W) from 0 to 1, and masks (H, W)."""
     columns = max(map(len, rows.values()))

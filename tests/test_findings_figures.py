@@ -54,6 +54,17 @@ def test_the_curve_of_a_perfect_score_goes_through_the_corner():
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["perfect: 1.00", "guess: 0.50"]
 
 
+def test_each_question_has_a_line_with_the_mean_of_every_arm():
+    rows = [("b", "x", 0.5), ("b", "x", 0.7), ("a", "x", 0.1), ("b", "y", -1.0), ("a", "y", 0.3)]
+    frame = pd.DataFrame(rows, columns=["structure", "arm", "skill"])
+    (axes,) = figures.questions_figure(frame, "skill", "skill", "embedded").axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["b", "a"]
+    drawn = {line.get_label(): line.get_xdata().tolist() for line in axes.lines if line.get_linestyle() == "None"}
+    assert drawn == {"x": pytest.approx([0.6, 0.1]), "y": pytest.approx([-1.0, 0.3])}
+    low, high = axes.get_ylim()
+    assert low > high, "the first question is on top"
+
+
 def test_maps_lie_over_their_images(spot):
     image, mask = spot
     figure = figures.maps_figure({"one": [(image, mask * 1.0, mask)] * 2, "two": [(image, mask * 0.5, mask)]}, MANIFEST)
