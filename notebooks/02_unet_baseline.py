@@ -21,8 +21,8 @@
 # | `quick` | simulated brains that ship with the book, no network | 1 | under 1 GB |
 # | `full` | 100 hearts (ACDC), 260 hippocampi (MSD Task04) | about 40 from scratch, 2 from the run cache | 2 GB |
 #
-# What you see on the web was made by `full`. **Expect** a mean Dice near 0.90 on hearts after five minutes of training
-# on two cores.
+# What you see on the web was made by `full`. **Expect** a mean Dice near 0.90 on hearts after five to ten minutes of
+# training on two cores.
 
 # %% tags=["parameters"]
 PROFILE = None
@@ -83,7 +83,8 @@ plots.credit(figure, task.data.manifest)
 
 # %% [markdown]
 # ## The network
-# Sixty lines. Nothing here is specific to medicine, and the number of dimensions is a parameter.
+# Thirty lines, and a block of two convolutions. Nothing here is specific to medicine, and the number of dimensions is a
+# parameter.
 
 # %%
 teaching.show_code(UNet)
@@ -195,8 +196,8 @@ summary(scored).round(3)
 plots.worst_cases(fitted[0], scored[scored["replicate"] == 0])
 
 # %% [markdown]
-# On hearts the outermost slices are where most errors live: the expert had to decide where the ventricle ends, and the
-# network was not told.
+# On hearts the outermost slices are where many of the worst errors live: the expert had to decide where the ventricle
+# ends, and the network was not told.
 
 # %%
 case = fitted[0].task.data.load(scored[scored["replicate"] == 0].groupby("case_id")["dice"].mean().idxmin())
@@ -211,7 +212,8 @@ plots.montage(case, task.data.manifest, prediction=fitted[0].predict(case))
 # %% [markdown]
 # ## Metrics, and how they fool you
 # Four predictions for one truth. Dice likes large objects, forgives a distant speck and says nothing about shape; the
-# Hausdorff distance sees the speck and little else. Report both, report misses, report n.
+# largest distance (Hausdorff) sees the speck and little else, and HD95, which is what papers report, does not see even
+# that. Report both, report misses, report n.
 
 # %% tags=["nbval-check-output", "mechanism"]
 truth = np.zeros((40, 40), dtype=bool)
@@ -251,7 +253,8 @@ print("library, mean of what is finite:", np.mean([d for d in theirs if np.isfin
 print("here, a miss is the diagonal:   ", round(float(np.mean(ours)), 1))
 
 # %% [markdown]
-# And small structures: two pixels of disagreement cost a large structure nothing and a small one a third of its Dice.
+# And small structures: a shift by two pixels costs a square of forty pixels a twentieth of its Dice, one of six a
+# third.
 
 # %%
 figure, axes = plots.panels(size=(6, 3.2))
@@ -287,8 +290,8 @@ teaching.verdict_table("losses")
 
 # %% [markdown]
 # ## How many patients are enough?
-# 3, 7, 14, 35 and all 70 labelled patients, three draws each, the same number of steps, scored on the 20 test
-# patients. With few patients, *which* ones you drew matters as much as how many.
+# 3, 7, 14, 35 and all 70 labelled patients, three draws each (of all 70: three seeds), the same number of steps, scored
+# on the 20 test patients. With few patients, *which* ones you drew matters as much as how many.
 
 # %%
 display(plots.credit(plots.dice_against_labels(evidence_frame("labels", "full")), "acdc"))
@@ -297,8 +300,8 @@ teaching.verdict_table("labels")
 
 # %% [markdown]
 # Where the curve flattens, ask what the bottleneck is. Here it is the budget: with five times the steps the same
-# network on 64 patients does far better (the table at the end). "More patients do not help" holds for this minute of
-# training, not for hearts.
+# network on 64 patients does far better (the table at the end). That more than 14 patients help could not be seen in
+# this minute of training; of hearts it says nothing.
 #
 # ## Three dimensions: the hippocampus
 # The same class with `dims=3`, on small MR volumes with 1 mm voxels. Distances are now in millimetres.
@@ -316,8 +319,8 @@ if profile != "quick":
 # %% [markdown]
 # ## How sure are we? The spread between runs
 # One number from one run is an anecdote. Two kinds of spread: *other patients* (five folds of the baseline), and
-# *nothing but another seed* (three runs on the same 70 patients, scored on the same 20). A method that beats another
-# by less than the second has shown nothing; an interval must hold both.
+# *nothing but another seed* (three runs on the same 70 patients, scored on the same 20). A method that beats another by
+# less than the second has shown nothing; an interval must count both.
 
 
 # %%

@@ -118,11 +118,11 @@ zero_shot_figure(card.stored())
 
 # %% [markdown]
 # Read it line by line, not by its mean. From the box, an ellipse is hard to beat on what is round; a ring, whose box
-# holds two structures, is the hard case for all. From a single click a random walker, which floods what looks alike,
-# is ahead of the network on some: on the lungs, which are one object in two parts, on one of the parotids and on the
-# larynx. Which targets have a border that the prompt points at, and which are defined by convention? Unevenness is what
-# the survey *SAM4MIS* (Zhang et al. 2024) reports of the real SAM over dozens of studies, and why adaptation is the
-# subject of all the others in this chapter.
+# holds two structures, is hard for all, and so are the cells and the mandible. From a single click a random walker,
+# which floods what looks alike, is ahead of the network on some: on the lungs, which are one object in two parts, on
+# one of the parotids and on the larynx. Which targets have a border that the prompt points at, and which are defined by
+# convention? Unevenness is what the survey *SAM4MIS* (Zhang et al. 2024) reports of the real SAM over dozens of
+# studies, and why adaptation is the subject of all the others in this chapter.
 #
 # ## How a prompt gets in
 # SAM turns points and corners into tokens that attend to the image. From a billion masks it learns what they mean. The
@@ -362,7 +362,7 @@ if papers:
 # %% [markdown]
 # Compare the squares with the circles. A square says that the whole package beats its comparator, which is often a
 # model that was adapted less; a circle says that the claimed ingredient is what does it. Where the square lies right of
-# zero and the circle on it, the gain came with the labels and the steps, not with the idea.
+# zero and the circle on it, the gain comes with the labels and the steps; that the idea adds to it was not seen.
 
 # %% [markdown]
 # ## All papers of the chapter

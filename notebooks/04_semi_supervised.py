@@ -107,7 +107,7 @@ print(f"all 70 labelled patients, the same steps: {ceiling.mean:.3f}")
 
 # %% [markdown]
 # One of the draws with seven patients is far below the one with three: there the training never found one structure,
-# and most methods that continue it do not find it either (the comparison below counts 40 misses for each). A mean over
+# and none of the seven methods that continue it finds it (the comparison below counts 40 misses for each). A mean over
 # draws would hide that; a paper that shows its best seed would never mention it.
 #
 # A paper that reports one draw (nearly all do, and always the same one, here draw 0) reports a number that another draw
@@ -134,7 +134,7 @@ print(f"after an ordinary one {layer.running_mean.item():.3f}")
 
 # %% [markdown]
 # One line deserves a word: `forgetful`. Perturbed images must not leave their mark on the statistics by which batch
-# normalisation will treat plain ones. On validation patients this line was worth more than most of the methods.
+# normalisation will treat plain ones.
 #
 # **1. Mean teacher.** The moving average of the student's weights teaches the student. **2. Uncertainty-aware mean
 # teacher.** The same, where several noisy votes of the teacher agree.
@@ -236,6 +236,7 @@ table.round(2)
 
 # %% [markdown]
 # That is why thresholds, uncertainty weights, two networks and copy-paste exist: each is a way not to believe oneself.
+# In this run copy-paste has not helped against it.
 #
 # ## Ablation: what remains without copy-paste
 # The claimed ingredient of *bidirectional copy-paste* is the pasting. Take it away and leave the rest (pre-training,
@@ -279,16 +280,17 @@ display(comparison.told_apart(compared))
 # ten validation patients: with three labelled patients that is more labels for choosing than for training, which is
 # why the last checkpoint comes first here.
 #
-# How to read it. **Three labels.** In one minute of training the simple ideas do best: networks that take each other's
-# hard labels, and a student that must say under strong perturbation what it said without. Consistency with one's own
-# moving average changes little, with or without uncertainty, anatomy or an assistant to weigh it: in this minute the
-# average is hardly wiser than the student. Methods that change the task itself (mixed images, label maps out of noise,
-# transposed views) ask for more steps than a minute has.
+# How to read it. **Three labels.** In one minute of training two methods are told apart as better, both with two
+# networks that teach each other: cross pseudo supervision, the simplest, and C3S3, which gains no more. A student that
+# must say under strong perturbation what it said without comes next, and is not told apart. Consistency with one's own
+# moving average changes little, with or without uncertainty, anatomy or an assistant to weigh it, perhaps because in
+# this minute the average is hardly wiser than the student. Methods that change the task itself (mixed images, label
+# maps out of noise, transposed views) are lowest: perhaps they ask for more steps than a minute has.
 #
 # **Seven.** The methods with the largest gains are those that do not start from the common first half, labels alone,
-# and so are spared the draw in which that half failed. Show only this column and they look like the best
-# semi-supervised methods of the chapter. It is a result about starting points. The intervals, which count the draws,
-# hold zero; p counts patients within the draws that happened, and is tiny. Where they disagree, believe the interval.
+# and so are spared the draw in which that half failed. Show only these rows and they look like the best semi-supervised
+# methods of the chapter. It is a result about starting points. The intervals, which count the draws, include zero; p
+# counts patients within the draws that happened, and is tiny. Where they disagree, believe the interval.
 #
 # **Fourteen.** Nothing is told apart from labels alone as better; what cost most at three labels still costs. *These
 # are findings about this budget*, not about ten hours on a GPU; the `paper` profile is there for those.

@@ -22,7 +22,7 @@
 # | `quick` | simulated brains, no network | 1 | under 1 GB |
 # | `full` | hearts (ACDC): both ventricles are hidden in training | about 7 | 2.3 GB |
 #
-# What you see on the web was made by `full`. **Expect** an answer within a second of the annotation, far below what
+# What you see on the web was made by `full`. **Expect** an answer without any training on the structure, far below what
 # training on many labels reaches, and a spread between supports that few papers show.
 
 # %% tags=["parameters"]
@@ -54,9 +54,9 @@ pd.set_option("display.max_colwidth", None)
 # %% [markdown]
 # ## The idea, in one picture
 # A network that has learned *features*, not classes. Somebody annotates a structure in one patient, the **support**,
-# after all training is over. What of another patient, the **query**, is like what was annotated? Above: what
-# colleagues might have annotated, each in another patient. Below: what each of these annotations says of the same
-# query.
+# after all training is over. What of another patient, the **query**, is like what was annotated? Above: what colleagues
+# might have annotated, each in another patient. Below: what each of these annotations says of the same query. Dice is
+# of the whole volume; the slice is its middle one, which most of these answers leave empty.
 
 # %% tags=["cover"]
 experiment = find_recipe("repri")
@@ -156,8 +156,9 @@ for name, table in tables.items():
 # %% [markdown]
 # Two questions to put to it. Do more shots raise the mean, and do they bring supports together? And how far apart are
 # the best and the worst support, next to the distance between two methods? A paper that draws one support reports a
-# number that a different colleague's annotation would have moved by that much. All evidence of this chapter has
-# supports as rows of their own, and intervals over patients and draws of supports.
+# number that a different colleague's annotation would have moved by that much. All evidence of this chapter but
+# DINO-AugSeg's, which trains on its three patients, has supports as rows of their own, and intervals over patients and
+# draws of supports.
 #
 # The best and the worst answers of RePRI:
 
@@ -171,10 +172,10 @@ worst_answers(live["repri"], cases, count=4)
 teaching.show_evidence("repri", table=True)
 
 # %% [markdown]
-# A classifier that is fitted beats one that is averaged. But the line *support only* does so without a look at the
-# query: what its pixels add is not told apart from nothing here. And entropy without the expected share (*without KL*)
-# does harm: slices become decided, for the wrong side. How much depends on that share the paper shows with an oracle
-# that knows it.
+# RePRI beats the prototypes. Whether that is the fitting or the look at the query cannot be told here: *support only*
+# lies between the two, and is told apart from neither. And entropy without the expected share (*without KL*) does harm:
+# slices become decided, for the wrong side, and some answers come back empty. How much depends on that share the paper
+# shows with an oracle that knows it.
 #
 # ## Across domains
 # Train on hearts in MR, segment lungs in X-rays: *FAMNet* (Bo et al., AAAI 2025) matches support and query by
@@ -203,9 +204,9 @@ for paper in ("famnet", "c-graph"):
 
 # %% [markdown]
 # Both are above one prototype, and yet look at the line of *local prototypes*: the stronger baseline, which knows
-# neither bands nor graphs, is above FAMNet and close to C-Graph. Taking C-Graph's node contrast away changes
-# nothing that could be told apart here: what is left is matching with the most alike nodes, and so local
-# prototypes by another name. Which baseline stands in a paper's table decides what its gain means.
+# neither bands nor graphs, is above FAMNet and close to C-Graph. Taking C-Graph's node contrast away changes nothing
+# that could be told apart here, and neither with it nor without it is C-Graph told apart from local prototypes. Which
+# baseline stands in a paper's table decides what its gain means.
 #
 # ## Unrolled, distilled, augmented
 # *LMS-Net* (Zhang et al. 2025) writes down an energy of prototypes and mask and makes each round of descent a layer.
@@ -239,8 +240,9 @@ for paper in ("lms-net", "distillfss", "dino-augseg"):
 # %% [markdown]
 # Look at the ablations of *LMS-Net* and *DINO-AugSeg*: what the papers add takes away here. Without its prior, learned
 # from superpixels in about a minute, LMS-Net is back at its prototypes; perhaps it has learned the outlines of
-# superpixels, not of ventricles. And on frozen features of three patients the plain decoder does best. Both papers
-# train for hours, on more; that their gains do not survive a minute is what was measured, no more.
+# superpixels, not of ventricles. And on frozen features of three patients the plain decoder has the highest mean, and
+# no more than a U-Net from scratch. Both papers train for hours, on more; that their gains do not survive a minute is
+# what was measured, no more.
 #
 # ## Asking a promptable model
 # The support can also be turned into a *prompt* for the small SAM of chapter 03: points on the structure and on what
@@ -253,8 +255,8 @@ for paper in ("fob", "dc-sam", "vlp-sam", "med-persam"):
 
 # %% [markdown]
 # What helps is what SAM already understands: where the background is (*FoB*'s points keep the answer from spilling
-# over), and a rough mask (*Med-PerSAM*'s warped ones). Prompt *tokens* that are learned for it in a minute (*DC-SAM*)
-# stay below plain clicks at the most and the least similar place.
+# over), and a rough mask (*Med-PerSAM*'s warped ones). Prompt *tokens* that are learned for it in a minute (*DC-SAM*,
+# *VLP-SAM*) stay below plain clicks at the most and the least similar place.
 #
 # ## Ablation, and all papers of the chapter
 # Squares: the method against its comparator. Circles: the method against itself without the claimed ingredient.

@@ -23,8 +23,8 @@
 # | `full` | cells with ten annotations each (BU-BIL), chest X-rays of two hospitals, hearts (ACDC) | about 6 | 2 GB |
 #
 # What you see on the web was made by `full`. **Expect** a network that is sure of many of the very pixels about which
-# ten annotations differ, and no single remedy: what repairs a probability does not find the image that the network
-# has never seen the like of.
+# ten annotations differ, and no single remedy: whether a probability is true and whether an image is strange are two
+# questions.
 
 # %% tags=["parameters"]
 PROFILE = None
@@ -95,8 +95,8 @@ print(f"sure on {reliability.sure_where_disputed(said['softmax'], VALUE):.0%} of
 # %% [markdown]
 # ## Is a probability true?
 # Of all pixels that get 80%, 80% should be right. Sort the pixels into bins by what was said, compare with what was
-# right, weigh each bin by its pixels: the **expected calibration error**. The judges here are all raters, each of
-# them counts, and only the box around the structure counts: in a whole image nine pixels of ten are easy background,
+# right, weigh each bin by its pixels: the **expected calibration error**. The judges here are all raters, each of them
+# counts, and only the box around the structure counts: in a whole image nineteen pixels of twenty are easy background,
 # and would make any error look small.
 
 # %%
@@ -111,11 +111,11 @@ print(f"the same, never less than certain: {expected_calibration_error(forecast.
 
 # %% [markdown]
 # ## Five remedies
-# **Temperature.** Divide the logits by one number, found on images that neither train nor are scored. The order of
-# the probabilities stays, and so does every decision. **Dropout**, left on while predicting: many networks for one
-# training. **Views**: mirror and turn the image, turn the answers back. **A random rater** in every step of the
-# training instead of the majority: nothing else changes, and in the long run the softmax is the share that says yes.
-# **A deep ensemble**: the same training from several random starts, at as many times the cost.
+# **Temperature.** Divide the logits by one number, found on images that neither train nor are scored. The order of the
+# probabilities stays, and so does every decision. **Dropout**, left on while predicting: many networks for one training
+# (not measured here). **Views**: mirror and turn the image, turn the answers back. **A random rater** in every step of
+# the training instead of the majority: nothing else changes, and in the long run the softmax is the share that says
+# yes. **A deep ensemble**: the same training from several random starts, at as many times the cost.
 
 # %%
 teaching.show_code(temper, MCDropout.samples, TestTime.turned, RandomRater, DeepEnsemble.training_step)
@@ -176,7 +176,7 @@ shown = {name: [teaching.with_interval(e.mean, e.low, e.high)] for name, e in as
 display(pd.DataFrame(shown, index=["rank correlation"]).T)
 
 # %% [markdown]
-# Every interval holds zero: with 25 images it cannot be told here. What can be told is that the ensemble is better
+# Every interval includes zero: with 25 images it cannot be told here. What can be told is that the ensemble is better
 # calibrated than one softmax; that a random rater does what it promises in the long run cannot be seen in 240 steps.
 #
 # ## Raters are not noise: samples instead of a mean
@@ -415,10 +415,10 @@ print(autopaint.find(difference, region, 0.02)[0, 0].int().numpy())
 teaching.show_evidence("autopaint")
 
 # %% [markdown]
-# **Look before you segment** (Chalcroft et al. 2021). A segmentation network finds something in most frames; a
-# classifier looks first, and where it sees no target nothing is segmented. Both learn from raters who disagree: from
-# one of them at random in every step, from their vote, from their mean. A rival that asks no classifier: throw away
-# whatever is found that is too small.
+# **Look before you segment** (Chalcroft et al. 2021). A segmentation network finds something even where nothing is
+# (here in a fifth of such frames); a classifier looks first, and where it sees no target nothing is segmented. Both
+# learn from raters who disagree: from one of them at random in every step, from their vote, from their mean. A rival
+# that asks no classifier: throw away whatever is found that is too small.
 
 # %%
 teaching.show_code(ius_prescreen.screened, ius_prescreen.sample)
@@ -466,8 +466,8 @@ teaching.show_evidence("daugs")
 # %% [markdown]
 # **Fuse evidence** (MEFN, Qi et al. 2024). Each modality says what it believes *and how much it does not know*;
 # Dempster's rule lets the one that knows nothing have no say. Two contrasts of one brain, of which one may be spoilt.
-# Both brain and damage are **simulated**: this row says that the mechanism does what it should, not that it will help
-# with PET and CT.
+# Both brain and damage are **simulated**: what this row says is of the mechanism alone, not of PET and CT. It says that
+# no gain was seen.
 
 # %%
 teaching.show_code(mefn.opinion, mefn.dempster)

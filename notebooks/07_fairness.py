@@ -14,8 +14,8 @@
 # # 07 · Fair to whom, and right for which reason?
 #
 # **After this chapter you can** say who pays for a high mean, and whether a gap between groups is more than noise;
-# compare three cures by what they change for each group; find out whether a classifier reads the disease or the
-# hospital, by hiding what it ought to look at; and judge an explanation by more than its looks.
+# compare cures by what they change for each group; find out whether a classifier reads the disease or the hospital, by
+# hiding what it ought to look at; and judge an explanation by more than its looks.
 #
 # | profile | data | minutes on 2 cores | memory |
 # |---|---|---|---|
@@ -51,8 +51,8 @@ pd.set_option("display.max_colwidth", None)
 # %% [markdown]
 # ## The idea, in one picture
 # Above an X-ray there is a question, and a model that answers it well. Does it answer from the lungs? Take them away,
-# and train again. Whatever can then still be told was never about the lungs: it is the hospital, the machine, the
-# posture, the letters at the border. A model that may use it will. Here is what such models are shown:
+# and train again. Whatever can then still be told is not in the lungs' texture: it is their outline, the hospital, the
+# machine, the posture, the letters at the border. A model that may use it will. Here is what such models are shown:
 
 # %% tags=["cover"]
 masking = find_recipe("mask-of-truth")
@@ -140,10 +140,11 @@ fair_figures.gap_table(plain, groupings)
 
 # %% [markdown]
 # How to read it. Orange right of the dashed line: more than chance makes. Left of it: **these data cannot tell it from
-# noise**, which is not the same as *fair*: with so few patients a real gap of that size would look just so. The same
-# gap can pass with all patients and fail with those whose age is known. And testing several groupings is several
-# chances to be surprised, hence Holm's correction. The bootstrap intervals of the gaps are all above zero: they have
-# to be. A table of subgroups without n, without intervals and without such a test is a table of anecdotes.
+# noise**, which is not the same as *fair*: with so few patients a real gap of that size would look just so. The gap by
+# hospital is told from noise with all patients (0.012), and not with those whose age is known (0.006). And testing
+# several groupings, or several networks, is several chances to be surprised, hence Holm's correction; the four tests
+# above have none, and with it none of them would pass. The bootstrap intervals of the gaps are all above zero: they
+# have to be. A table of subgroups without n, without intervals and without such a test is a table of anecdotes.
 #
 # Note also how *small* the gap by hospital is. A hospital that is 5% of the training images was expected to pay dearly;
 # for lungs, and with strong augmentation, it hardly does. A harder organ may well behave otherwise.
@@ -205,15 +206,16 @@ pull = logits.grad.abs().sum((1, 2, 3))
 print("factors, easy and hard:", factors.numpy().round(3), " pull:", pull.numpy().round(3))
 
 # %% [markdown]
-# The hard group pulls *less*. Both readings are arms of the recipe. Now one cure live, on the same patients and with
-# the same steps:
+# The hard group pulls *less*. Both readings are arms of the recipe; the evidence at `full` has the first. Now one cure
+# live, on the same patients and with the same steps:
 
 # %%
 cured = fit(*rare.run(profile, "fair error-bound scaling", 0))
 fair_figures.group_figure({"ERM": scored, "fair error-bound scaling": by_patient(cured)}, task.dataset)
 
 # %% [markdown]
-# And all of them on the test patients, three draws each: left every group, right what either formula makes of it.
+# And those with evidence on the test patients, three draws each: left every group, right what either formula makes of
+# it.
 
 # %%
 teaching.show_evidence("fairseg")
@@ -236,7 +238,7 @@ pd.DataFrame.from_dict(overview, orient="index")
 # %% [markdown]
 # How to read it. First the worst group, then the mean: **a gap also closes when the good group gets worse**, and then
 # nobody was helped (look at GroupDRO's row with that in mind). Then the comparison that the ingredient has to win:
-# *fair error-bound scaling* against the same code with *equal weights*. Where the interval of that difference holds
+# *fair error-bound scaling* against the same code with *equal weights*. Where the interval of that difference includes
 # zero, the weights have not been shown to do anything here, however nice the gap looks. A cure can only be seen where
 # there is something to cure.
 #
@@ -295,9 +297,10 @@ for site, part in looks.groupby("group"):
 # %% [markdown]
 # How to read it. An AUC without lungs whose interval stays above that of *shuffled* means that the rest of the image,
 # or the outline of what is missing, gives the outcome away; the silhouette says how much the outline alone does. Here
-# the classifier without lungs is as good as the one that sees them: **a high AUC is no evidence of a reason**. The
-# classifier of whole images is free to use the same clues, and what it attributes lies in the lungs no more than their
-# area would make it. (Attribution is a measurement with faults of its own: see the end of this chapter.)
+# the classifier without lungs is not told apart from the one that sees them (0.84 and 0.83): **a high AUC is no
+# evidence of a reason**. The classifier of whole images is free to use the same clues, and of what it attributes only
+# half as much lies in the lungs as their area would make it. (Attribution is a measurement with faults of its own: see
+# the end of this chapter.)
 #
 # ## A shortcut, planted on purpose
 # Ill patients get a chest drain; a model that finds drains finds treated patients (Sourget et al. 2025). Real drains
@@ -314,7 +317,7 @@ fair_figures.view_sheet({"as it is": patients, "simulated drain": drains}, maske
 
 # %% [markdown]
 # AUC where the ill have the drain, where they have none, and how much of the first is the drain's. Only the models
-# whose name says so have seen drains in training.
+# whose name says so have seen drains in training. A drawn line makes the others take some for ill, too.
 
 # %%
 drops = {}
@@ -357,8 +360,8 @@ contrastive = audited[audited["arm"] == "contrastive, probe"]
 fair_figures.plane_figure(contrastive, list(cxr_clip_fairness.WORDS), "chest_xray")
 
 # %% [markdown]
-# What the captions name may well be there at a glance. What they do not name is not, and two components are two of
-# many. A linear probe reads all of them, and is tested on patients it has not seen; the
+# The hospital is there at a glance; age, which the captions name as well, is not, nor is what they do not name. And two
+# components are two of many. A linear probe reads all of them, and is tested on patients it has not seen; the
 # comparison is the same probe on the two that are in the plot.
 
 # %%
@@ -367,7 +370,8 @@ teaching.show_evidence("cxr-clip-fairness")
 # %% [markdown]
 # How to read it. "No clusters in the plot" is no evidence that an attribute is absent: the probe decides, not the eye.
 # A probe whose interval stays above 0.5 shows that the attribute *can* be read; not that the finding is made from it.
-# Sex and age do show in a chest.
+# Sex does show in a chest, and the hospital in full. Age, which the captions do name, could not be read here with any
+# certainty: its intervals reach down to 0.5.
 #
 # Does the finding's AUC differ between subgroups? With the n that decides what may be said:
 
@@ -379,10 +383,11 @@ subgroups = {
 fair_figures.subgroup_figure({arm.split(",")[0]: table for arm, table in subgroups.items()}, "chest_xray")
 
 # %% [markdown]
-# Where intervals overlap most of the way, there is no ranking of subgroups to report. And the AUC is blind to one
-# thing: it asks whether the ill score above the healthy *within* a group. A model whose scores are shifted for one
-# group can have the same AUC in both and still, at the one threshold that a clinic uses, miss the ill of one group.
-# Choose the attribute and move the threshold (in a live notebook); here is one setting:
+# Where intervals overlap most of the way, there is no ranking of subgroups to report. Those of men and women hardly
+# overlap; they are one pair among seven subgroups, and want a test of their own. And the AUC is blind to one thing: it
+# asks whether the ill score above the healthy *within* a group. A model whose scores are shifted for one group can have
+# the same AUC in both and still, at the one threshold that a clinic uses, miss the ill of one group. Choose the
+# attribute and move the threshold (in a live notebook); here is one setting:
 
 # %%
 explored = audited.assign(score=audited["finding_score"], outcome=audited["finding_outcome"])
@@ -457,7 +462,7 @@ print(f"evidence lost with the most salient tenth, guided minus plain: {told}, {
 
 # %% [markdown]
 # Half of the predictions saved and a map that looks like a lung: that much the region gives. Whether the map also says
-# more of the *network* is for the last line, and an interval around zero there means: not shown.
+# more of the *network* is for the last line, and an interval that includes zero there means: not shown.
 
 # %% [markdown]
 # ## Ablation
