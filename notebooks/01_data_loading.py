@@ -418,8 +418,9 @@ if not quick:
 
 # %% [markdown]
 # ## Class imbalance
-# How much of an image is the thing you are after? A network that answers "background" everywhere is right in 99 of 100
-# pixels, and useless. This is why losses and metrics are per structure (chapter 02).
+# How much of an image is the thing you are after? A network that answers "background" everywhere is right in 96 of 100
+# pixels of these hearts, in more than 99 of 100 of the CT, and useless. This is why losses and metrics are per
+# structure (chapter 02).
 
 
 # %%
@@ -446,12 +447,19 @@ plots.credit(plots.class_balance(balance), *at_hand)
 # %%
 display(teaching.dataset_card("acdc"))
 cards = [load_manifest(name) for name in manifest_names()]
+
+
+def listed(names, most=5):
+    """The first names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 pd.DataFrame(
     [
         {
             "data set": card.name,
             "modality": f"{card.modality}, {card.dimensions}D",
-            "structures": ", ".join(card.structures.values()),
+            "structures": listed(list(card.structures.values())),
             "patients": card.facts.patients,
             "cases": card.facts.cases,
             "licence": card.licence,
@@ -579,16 +587,20 @@ print(f"the one who gains most ({gains.idxmax()}) gains {gains.max():+.3f}; with
 leakage_figure(teaching.need_summary("leakage"), measured)
 
 # %% [markdown]
-# The gap is what a paper gains by splitting slices, without being any better for the next patient. A mean can hang on
-# one patient: here the one for whom the honest network failed, and whom the leaking one had already seen. That is why
-# the median, and the figure of all patients, stand beside it. These runs are short and heavily augmented; one expects
-# more of it where a network has time to learn its patients by heart. Before you believe a number, ask: *what was
-# split?*
+# The gap is what a paper gains by splitting slices, without being any better for the next patient. A mean can lean on
+# one patient: here a third of it on the one for whom the honest network failed, and whom the leaking one had already
+# seen. That is why the median, and the figure of all patients, stand beside it. These runs are short and heavily
+# augmented; one expects more of it where a network has time to learn its patients by heart. Before you believe a
+# number, ask: *what was split?*
 #
 # ## The papers of this chapter
+# The Decathlon's protocol was measured as well. Retrained on hippocampi and cells, which it was not made for, an
+# algorithm that configures itself has a higher mean Dice than one whose settings were made for hearts: it gains on the
+# hippocampi, and loses on the cells.
 
 # %%
-teaching.chapter_papers("01_data_loading")
+display(teaching.chapter_papers("01_data_loading"))
+teaching.verdict_table("msd")
 
 # %% [markdown]
 # ## Your turn
