@@ -122,20 +122,20 @@ def severity_figure(frame: pd.DataFrame, lines: Mapping[str, tuple[str, Mapping[
 
     frame  rows of evidence with a column `arm`;   lines {name: (arm, {severity: column})}
     """
-    figure, axes = plots.panels(size=(6.4, 4.0))
+    figure, axes = plots.panels(size=(8.2, 4.2))
     for number, (name, (arm, columns)) in enumerate(lines.items()):
         rows = frame[frame["arm"] == arm]
         found = [statistics.interval(rows, column) for column in columns.values()]
-        colour, style = plots.colour(number), ("-", "--", "-.", ":")[number % 4]
-        axes.plot(list(columns), [one.mean for one in found], style, color=colour, marker="o", label=name)
-        axes.fill_between(
-            list(columns), [one.low for one in found], [one.high for one in found], color=colour, alpha=0.15
-        )
+        means = np.array([one.mean for one in found])
+        ends = [means - [one.low for one in found], [one.high for one in found] - means]
+        places = np.array(list(columns)) + 0.07 * (number - (len(lines) - 1) / 2)
+        style = {"color": plots.colour(number), "linestyle": ("-", "--", "-.", ":")[number % 4], "linewidth": 1.6}
+        axes.errorbar(places, means, yerr=ends, marker="osD^vPX"[number % 7], capsize=2, label=name, **style)
     axes.set(
         xlabel="severity of the corruption", ylabel="Dice", xticks=sorted({s for _, c in lines.values() for s in c})
     )
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8, frameon=False)
+    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return plots.credit(figure, dataset)
 
 

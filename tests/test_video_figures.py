@@ -92,9 +92,9 @@ def test_severity_costs_are_means_with_their_intervals():
     frame, columns = pd.DataFrame(rows), {0: "clean", 5: "hard"}
     (axes,) = figures.severity_figure(frame, {"one": ("a", columns), "other": ("b", columns)}, "embedded").axes
     wanted = statistics.interval(frame[frame["arm"] == "b"], "hard")
-    assert axes.lines[1].get_ydata().tolist() == pytest.approx([0.8, wanted.mean])
-    band = axes.collections[1].get_paths()[0].vertices
-    assert band[band[:, 0] == 5][:, 1].min() == pytest.approx(wanted.low)
+    line, _, (bars,) = axes.containers[1].lines
+    assert line.get_ydata().tolist() == pytest.approx([0.8, wanted.mean])
+    assert bars.get_segments()[1][:, 1].tolist() == pytest.approx([wanted.low, wanted.high])
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["one", "other"]
     assert axes.get_xticks().tolist() == [0, 5]
 
