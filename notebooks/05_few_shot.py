@@ -54,9 +54,9 @@ pd.set_option("display.max_colwidth", None)
 # %% [markdown]
 # ## The idea, in one picture
 # A network that has learned *features*, not classes. Somebody annotates a structure in one patient, the **support**,
-# after all training is over. What of another patient, the **query**, is like what was annotated? Above: what colleagues
-# might have annotated, each in another patient. Below: what each of these annotations says of the same query. Dice is
-# of the whole volume; the slice is its middle one, which most of these answers leave empty.
+# after all training is over. What of another patient, the **query**, is like what was annotated? Above: what
+# colleagues might have annotated, each in another patient. Below: what each of these annotations says of the same
+# query, in the slice that shows most of the structure. Dice is of the whole volume.
 
 # %% tags=["cover"]
 experiment = find_recipe("repri")

@@ -122,21 +122,20 @@ def support_view(fitted, case: Case, value: int, number: int) -> Figure:
 
 
 def support_sheet(fitted, case: Case, value: int, supports: int = 6) -> Figure:
-    """A column a support: the annotated slice of the middle chunk above, its answer for the case below."""
+    """A column a support: an annotated slice above, below the answer for the slice with most of the structure."""
     found = ask(fitted, case, value, supports)
-    middle = fitted.task.chunks // 2
-    part = chunks(extent(case, value), fitted.task.chunks)[middle]
+    chunk, place = largest(case, value, fitted.task.chunks)
     figure, grid = plots.panels(2, supports, squeeze=False, size=(2 * supports, 4.9))
     for column, answer in enumerate(found):
-        support = fitted.task.support(answer.number, value)[middle]
+        support = fitted.task.support(answer.number, value)[chunk]
         draw_support(grid[0, column], support, title=f"annotated:\n{answer.patients}")
-        draw_answer(grid[1, column], case, answer, part[len(part) // 2], title=f"Dice {answer.dice:.2f}")
+        draw_answer(grid[1, column], case, answer, place, title=f"Dice {answer.dice:.2f}")
     title = f"{case.case_id}, {found[0].structure}: the same network, other supports"
     return plots.credit(_legend(figure, title), fitted.task.data.manifest)
 
 
 def worst_answers(fitted, cases: Sequence[Case], count: int = 4, best: int = 1, supports: int = 3) -> Figure:
-    """The best and the worst answers by volume Dice, one a case: the support's middle slice above, the case below."""
+    """The best and the worst answers by volume Dice, one a case: the support above, the case's largest slice below."""
     everything = [
         [
             (case, value, answer)
@@ -152,14 +151,19 @@ def worst_answers(fitted, cases: Sequence[Case], count: int = 4, best: int = 1, 
     high, low = (sorted((choose(part, key=dice) for part in everything), key=dice) for choose in (max, min))
     chosen = high[::-1][:best] + low[:count]
     figure, grid = plots.panels(2, len(chosen), squeeze=False, size=(2.3 * len(chosen), 5.2))
-    middle = fitted.task.chunks // 2
     for column, (case, value, answer) in enumerate(chosen):
-        part = chunks(extent(case, value), fitted.task.chunks)[middle]
-        support = fitted.task.support(answer.number, value)[middle]
+        chunk, place = largest(case, value, fitted.task.chunks)
+        support = fitted.task.support(answer.number, value)[chunk]
         draw_support(grid[0, column], support, title=f"{answer.structure}\n{answer.patients} annotated")
         title = f"{case.case_id}\nDice {answer.dice:.2f}"
-        draw_answer(grid[1, column], case, answer, part[len(part) // 2], title=title)
+        draw_answer(grid[1, column], case, answer, place, title=title)
     return plots.credit(_legend(figure, "the best answer, and the worst ones"), fitted.task.data.manifest)
+
+
+def largest(case: Case, value: int, count: int) -> tuple[int, int]:
+    """The slice of a case that shows most of a structure, after the number of the chunk, of `count`, that it is in."""
+    place = int((_slices(case.label) == value).sum((1, 2)).argmax())
+    return next(k for k, part in enumerate(chunks(extent(case, value), count)) if place in part), place
 
 
 def draw_support(axes: Axes, support: Support, title: str = "") -> None:

@@ -84,6 +84,14 @@ def test_pictures_name_the_supports_and_their_dice(fitted, cases):
     assert len(view.axes) == 2 * TASK.chunks
 
 
+def test_shown_is_the_slice_with_most_of_the_structure_and_its_chunk(cases):
+    case = replace(cases[0], image=np.zeros((1, 9, 4, 4)), label=np.zeros((9, 4, 4), np.uint8))
+    for place, count in ((2, 3), (3, 5), (6, 9), (7, 4)):
+        case.label[place].flat[:count] = 3
+    assert pictures.largest(case, 3, 3) == (2, 6)  # slices 2 to 7 in chunks of two
+    assert pictures.largest(case, 3, 1) == (0, 6)
+
+
 def test_the_best_answer_comes_first_then_the_worst_of_each_case(fitted, cases):
     dice = [[row["dice"] for row in novel_dice(fitted, case)] for case in cases]
     axes = pictures.worst_answers(fitted, cases, count=2, supports=2).axes
