@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import yaml
 
@@ -11,6 +12,7 @@ from medcook.errors import MedcookError
 from medcook.evidence import load_summary
 from medcook.notebooks.chapters import all_chapters
 from medcook.recipes import recipe_modules
+from medcook.records import Summary
 from medcook.teaching import with_interval
 
 README = paths.ROOT / "README.md"
@@ -69,17 +71,16 @@ def badges(home: str, notebook: str) -> str:
 
 
 def results_table() -> str:
-    """The state of the ledger, and one line for every claim with evidence at `full` or above."""
+    """The state of the ledger, how claims fared, and one line for every claim with evidence at `full` or above."""
     entries = papers.overview(check=False)
-    states = Counter(entry["status"] for entry in entries)
+    summaries = [summary for paper in recipe_modules() if (summary := load_summary(paper, "full"))]
     lines = [
-        f"**{len(entries)} papers: {states['works']} work, {states['partial']} in part, {states['missing']} to come.** "
-        "Claims tested so far, the book's own among them:",
+        f"**{len(entries)} papers: {counted(entries)}.** {len(summaries)} claims were tested, the book's own among "
+        f"them: {fared(summaries)}. A verdict is about these data and these minutes of training, not about the paper.",
         "",
         "| claim | measured | n | verdict |",
         "|---|---|---|---|",
     ]
-    summaries = [summary for paper in recipe_modules() if (summary := load_summary(paper, "full"))]
     for summary in summaries:
         if part := summary.comparison:
             effect = with_interval(part.effect, part.low, part.high, sign=True)
@@ -91,6 +92,18 @@ def results_table() -> str:
             count = f"{arm.patients} patients, {len(summary.seeds)} runs"
         lines.append(f"| {summary.claim} | {measured} | {count} | {summary.verdict} |")
     return "\n".join(lines)
+
+
+def counted(entries: Sequence[Mapping]) -> str:
+    """How many papers of the ledger are in which state; states that no paper is in are left out."""
+    states = Counter(entry["status"] for entry in entries)
+    names = {"works": "work", "partial": "in part", "missing": "to come"}
+    return ", ".join(f"{states[state]} {name}" for state, name in names.items() if states[state])
+
+
+def fared(summaries: Sequence[Summary]) -> str:
+    """How often each verdict was given, the most frequent first."""
+    return ", ".join(f"{count} {verdict}" for verdict, count in Counter(one.verdict for one in summaries).most_common())
 
 
 def write() -> None:

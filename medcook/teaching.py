@@ -1,11 +1,13 @@
 """What a chapter shows besides its own code: the very source of a mechanism, tables of evidence, dataset cards."""
 
+import html
 import inspect
 import textwrap
 
 import pandas as pd
 import yaml
 from IPython.display import Code, display
+from nbformat import NotebookNode
 
 from medcook.data.manifests import Manifest, load_manifest
 from medcook.ensemble import load_test_reading
@@ -115,6 +117,13 @@ def _measured(part: Comparison) -> dict:
 
 def _means(summary: Summary) -> str:
     return "; ".join(f"{name} {with_interval(arm.mean, arm.low, arm.high)}" for name, arm in summary.arms.items())
+
+
+def outdated(chapter: str, notebook: NotebookNode) -> list[str]:
+    """Papers of a chapter whose differences, as the evidence has them now, are not in the tables of its notebook."""
+    outputs = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])]
+    shown = html.unescape(" ".join(output.get("text/html", "") for output in outputs))
+    return [paper for paper in measured(chapter) if any(text not in shown for text in verdict_table(paper)["measured"])]
 
 
 def published_table(*papers: str) -> pd.DataFrame:

@@ -1,5 +1,7 @@
 """The README says what the evidence says."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from medcook import readme
@@ -45,3 +47,10 @@ def test_chapters_have_badges_where_the_repository_has_an_address(tmp_path, monk
         colab = f"(https://colab.research.google.com/github/{home}/blob/HEAD/notebooks/{name})"
         assert (binder in chapter) == (colab in chapter) == bool(home)
     assert (f"git+https://github.com/{home}" in lines[-1]) == bool(home)
+
+
+def test_states_and_verdicts_are_counted_and_empty_ones_left_out():
+    assert readme.counted([{"status": "works"}, {"status": "partial"}, {"status": "works"}]) == "2 work, 1 in part"
+    verdicts = ["supported", "inconclusive here", "not supported", "inconclusive here"]
+    shown = readme.fared([SimpleNamespace(verdict=verdict) for verdict in verdicts])
+    assert shown == "2 inconclusive here, 1 supported, 1 not supported"

@@ -1,5 +1,7 @@
 """What chapters show: the package's own source, and tables that say what the evidence says."""
 
+import nbformat
+import pandas as pd
 import pytest
 
 from medcook import teaching
@@ -81,3 +83,16 @@ def test_evidence_is_shown_as_figure_table_and_verdict(monkeypatch):
     teaching.show_evidence("bcp", table=True)
     assert len(shown) == 3 and "verdict" in shown[2].columns
     assert "bcp" in teaching.measured("04_semi_supervised")
+
+
+def test_a_notebook_is_outdated_where_a_difference_is_another_now(monkeypatch):
+    now = {"a": "x − y: +0.1\u00a0[+0.0, +0.2]", "b": "x < y: +0.3"}
+    monkeypatch.setattr(teaching, "measured", lambda chapter: list(now))
+    monkeypatch.setattr(teaching, "verdict_table", lambda paper: pd.DataFrame({"measured": [now[paper]]}))
+    notebook, page = nbformat.v4.new_notebook(), pd.DataFrame({"measured": now.values()}).to_html()
+    assert teaching.outdated("01", notebook) == ["a", "b"]
+    output = nbformat.v4.new_output("display_data", {"text/html": page})
+    notebook.cells = [nbformat.v4.new_code_cell("show()", outputs=[output])]
+    assert teaching.outdated("01", notebook) == []
+    now["a"] = "x − y: +0.1\u00a0[+0.1, +0.2]"
+    assert teaching.outdated("01", notebook) == ["a"]

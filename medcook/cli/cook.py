@@ -124,6 +124,7 @@ def check(
     """Check that each notebook agrees with its source and keeps the rules of the book."""
     from medcook.notebooks import lint
     from medcook.notebooks.chapters import differences, find_chapters, generate, write_notebook
+    from medcook.teaching import outdated
 
     found = []
     for chapter in find_chapters(chapters or []):
@@ -132,6 +133,10 @@ def check(
         found += differences(chapter) + lint.problems(chapter.read(), chapter.source.name)
         if (committed := chapter.read_pair()) is not None:
             found += lint.output_problems(committed, chapter.pair.name)
+            found += [
+                f"{chapter.pair.name} has older tables than the evidence of {paper}: cook and publish it again"
+                for paper in outdated(chapter.name, committed)
+            ]
     if found:
         raise MedcookError("\n".join(found))
     typer.echo("All notebooks keep the rules.")

@@ -21,6 +21,8 @@ ABSOLUTE = re.compile(r"^(/[\w.]+(/|$)|~[/\\]|[A-Za-z]:[\\/])")
 RELATIVE = re.compile(r"^\.\.?[/\\]")
 SET = re.compile(r"(?<![\w:])\{('[^']*'|\"[^\"]*\"), [^:{}]*\}")
 """A printed set of texts; Python orders it anew in every process."""
+CUT = re.compile(r"<t[dh][^>]*>([^<]{4,})\.\.\.</t[dh]>")
+"""A cell of a table whose text pandas cut off."""
 MAGIC = re.compile(r"^(\s*)%%?[A-Za-z].*$", re.MULTILINE)
 
 
@@ -35,7 +37,8 @@ def problems(notebook: NotebookNode, name: str) -> list[str]:
 
 
 def output_problems(notebook: NotebookNode, name: str) -> list[str]:
-    """What nbval cannot compare: a checked cell without a stored text, or one that prints a set. Stored errors."""
+    """What nbval cannot compare: a checked cell without a stored text, or one that prints a set. Stored errors. Tables
+    whose text is cut off."""
     found = []
     for number, cell in enumerate(notebook.cells, 1):
         outputs = cell.get("outputs", [])
@@ -45,6 +48,9 @@ def output_problems(notebook: NotebookNode, name: str) -> list[str]:
             found.append(f"{name}: cell {number} prints a set, whose order changes from run to run: print it sorted")
         if any(output.output_type == "error" for output in outputs):
             found.append(f"{name}: cell {number} has a stored error")
+        for text in CUT.findall(" ".join(output.get("data", {}).get("text/html", "") for output in outputs))[:1]:
+            remedy = 'say pd.set_option("display.max_colwidth", None) first'
+            found.append(f"{name}: cell {number} has a table that cuts off {text!r}: {remedy}")
     return found
 
 

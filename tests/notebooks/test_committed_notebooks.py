@@ -7,6 +7,7 @@ import pytest
 from medcook.notebooks import lint
 from medcook.notebooks.chapters import all_chapters, differences
 from medcook.notebooks.publishing import LIMIT_BYTES
+from medcook.teaching import outdated
 
 pytestmark = pytest.mark.parametrize("chapter", all_chapters(), ids=lambda chapter: chapter.name)
 
@@ -23,6 +24,11 @@ def test_checked_cells_have_stored_outputs(chapter):
     committed = chapter.read_pair()
     assert committed is not None, f"{chapter.pair.name} is not committed"
     assert lint.output_problems(committed, chapter.pair.name) == []
+
+
+def test_tables_are_those_of_the_evidence(chapter):
+    """What is published says what the evidence says; else the chapter has to be cooked and published again."""
+    assert outdated(chapter.name, chapter.read_pair()) == []
 
 
 def test_pair_is_small_and_names_no_machine(chapter):

@@ -102,3 +102,11 @@ def test_a_stored_error_is_named(write_chapter):
     notebook = write_chapter("1 / 0").read()
     notebook.cells[2].outputs = [nbformat.v4.new_output("error", ename="E", evalue="", traceback=[])]
     assert output_problems(notebook, "n") == ["n: cell 3 has a stored error"]
+
+
+def test_a_table_that_cuts_text_off_is_named(write_chapter):
+    notebook = write_chapter("1").read()
+    wide = "".join(f"<td>{text}</td>" for text in ("...", "a claim that goes on and ...", "whole"))
+    notebook.cells[2].outputs = [nbformat.v4.new_output("display_data", {"text/html": f"<tr>{wide}</tr>"})]
+    (problem,) = output_problems(notebook, "n")
+    assert problem.startswith("n: cell 3 has a table that cuts off 'a claim that goes on and ': say pd.set_option")
