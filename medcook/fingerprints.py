@@ -93,9 +93,9 @@ def first_case(task):
     return type(val)(val.images[mine], val.labels[mine], val.case_of[mine])
 
 
-def agree(one: dict[str, float], other: dict[str, float]) -> bool:
-    """Whether two fingerprints are the same within `TOLERANCE`, which for numbers above 1 is a share of them."""
-    near = lambda a, b: abs(a - b) <= TOLERANCE * max(1.0, abs(a)) + 1e-9  # noqa: E731
+def agree(one: dict[str, float], other: dict[str, float], tolerance: float = TOLERANCE) -> bool:
+    """Whether two fingerprints are the same within a tolerance, which for numbers above 1 is a share of them."""
+    near = lambda a, b: abs(a - b) <= tolerance * max(1.0, abs(a)) + 1e-9  # noqa: E731
     return one.keys() == other.keys() and all(near(one[name], other[name]) for name in one)
 
 

@@ -39,6 +39,8 @@ def test_agreement_is_to_a_thousandth():
     one = {"loss": 1.0, "dice": 0.5}
     assert agree(one, {"loss": 1.001, "dice": 0.499})
     assert not agree(one, {"loss": 1.002, "dice": 0.5}) and not agree(one, {"loss": 1.0, "dice": 0.502})
+    assert agree(one, {"loss": 1.015, "dice": 0.5}, tolerance=0.02)
+    assert not agree(one, {"loss": 1.03, "dice": 0.5}, tolerance=0.02)
     assert not agree(one, {"loss": 1.0})
     assert agree({"operations": 1046.8}, {"operations": 1046.827}), "of large numbers, evidence keeps five digits"
     assert not agree({"operations": 1046.8}, {"operations": 1049.0})
