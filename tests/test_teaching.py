@@ -86,13 +86,13 @@ def test_evidence_is_shown_as_figure_table_and_verdict(monkeypatch):
 
 
 def test_a_notebook_is_outdated_where_a_difference_is_another_now(monkeypatch):
-    now = {"a": "x − y: +0.1\u00a0[+0.0, +0.2]", "b": "x < y: +0.3"}
+    now = {"a": ["x − y: +0.1\u00a0[+0.0, +0.2]", "x − z: +0.0"], "b": ["x < y: +0.3"]}
     monkeypatch.setattr(teaching, "measured", lambda chapter: list(now))
-    monkeypatch.setattr(teaching, "verdict_table", lambda paper: pd.DataFrame({"measured": [now[paper]]}))
-    notebook, page = nbformat.v4.new_notebook(), pd.DataFrame({"measured": now.values()}).to_html()
+    monkeypatch.setattr(teaching, "verdict_table", lambda paper: pd.DataFrame({"measured": now[paper]}))
+    notebook, page = nbformat.v4.new_notebook(), pd.DataFrame({"measured": sum(now.values(), [])}).to_html()
     assert teaching.outdated("01", notebook) == ["a", "b"]
     output = nbformat.v4.new_output("display_data", {"text/html": page})
     notebook.cells = [nbformat.v4.new_code_cell("show()", outputs=[output])]
     assert teaching.outdated("01", notebook) == []
-    now["a"] = "x − y: +0.1\u00a0[+0.1, +0.2]"
+    now["a"][0] = "x − y: +0.1\u00a0[+0.1, +0.2]"
     assert teaching.outdated("01", notebook) == ["a"]

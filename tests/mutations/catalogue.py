@@ -368,6 +368,17 @@ CORE = {
     ("measures/disagreement.py", "measures/test_disagreement.py"): [("found[(votes == top).sum(0) > 1] = 0", "pass")],
     ("measures/fairness.py", "measures/test_fairness.py"): [("p = (1 + np.sum(random", "p = (np.sum(random")],
     ("measures/equity.py", "measures/test_fairness.py"): [("groups.std(ddof=1)", "groups.std()")],
+    ("measures/instances.py", "measures/test_instances.py"): [
+        ("iou > 0.5", "iou >= 0.5"),
+        ("np.delete(area, best[touched]).sum()", "0"),
+    ],
+    ("instance_figures.py", "test_instance_figures.py"): [
+        ("count(instances) - count(truth)", "count(truth) - count(instances)"),
+    ],
+    ("few_shot/supports.py", "few_shot/test_supports.py"): [(".sum((1, 2)).argmax()", ".sum((1, 2)).argmin()")],
+    ("teaching.py", "test_teaching.py"): [("if any(text not in shown", "if all(text not in shown")],
+    ("notebooks/lint.py", "notebooks/test_lint.py"): [("([^<]{4,})", "([^<]*)")],
+    ("evidence.py", "evidence/test_staleness.py"): [('"trial_tolerance", TOLERANCE', '"another", TOLERANCE')],
     ("measures/conformal.py", "measures/test_conformal.py"): [
         ("(losses.sum(0) + bound) / (count + 1) <= alpha", "losses.mean(0) <= alpha"),
     ],
