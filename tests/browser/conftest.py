@@ -180,7 +180,8 @@ class Notebook:
         if control.evaluate("(one) => one.localName") == "select":
             control.select_option(index=1)
         else:
-            control.press("ArrowRight")
+            last = control.get_attribute("aria-valuenow") == control.get_attribute("aria-valuemax")
+            control.press("ArrowLeft" if last else "ArrowRight")
         until(lambda: picture.get_attribute("src") != source, 120, f"{label!r} to draw another picture", every=0.2)
         time.sleep(1)
         self.shot(f"{label}-moved")
