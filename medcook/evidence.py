@@ -116,7 +116,7 @@ def is_stale(recipe, summary: Summary) -> bool:
 
 def stale_because(recipe, summary: Summary) -> str:
     """Why the evidence is stale, in words; empty while it is fresh. Cheap settings first, then behaviour."""
-    from medcook.fingerprints import TOLERANCE, agree
+    from medcook.fingerprints import agree
 
     if summary.profile not in recipe.scales or set(recipe.arms_at(summary.profile)) != set(summary.arms):
         return "the recipe has other arms or profiles"
@@ -124,7 +124,7 @@ def stale_because(recipe, summary: Summary) -> str:
         if setting(recipe, summary.profile, arm) != result.setting:
             return f"arm {arm}: its settings, budget or data changed"
     for arm, result in summary.arms.items():
-        tolerance = getattr(recipe.method(summary.profile, arm), "trial_tolerance", TOLERANCE)
+        tolerance = recipe.method(summary.profile, arm).trial_tolerance
         if not agree(fingerprint(recipe, summary.profile, arm), result.fingerprint, tolerance):
             return f"arm {arm}: its behaviour changed"
     return ""

@@ -22,7 +22,6 @@ from medcook.paths import cache_dir
 from medcook.runs import write_atomically
 
 STEPS, BATCH = 20, 4
-TOLERANCE = 1e-3
 SOURCE_KINDS = (".py", ".safetensors")
 IMPORT = re.compile(r"^from (medcook\.recipes\.[\w.]+) import", re.MULTILINE)
 SOURCES = ("training.py", "methods", "losses.py", "preparation.py", "tasks.py", "networks", "data")
@@ -93,7 +92,7 @@ def first_case(task):
     return type(val)(val.images[mine], val.labels[mine], val.case_of[mine])
 
 
-def agree(one: dict[str, float], other: dict[str, float], tolerance: float = TOLERANCE) -> bool:
+def agree(one: dict[str, float], other: dict[str, float], tolerance: float = Method.trial_tolerance) -> bool:
     """Whether two fingerprints are the same within a tolerance, which for numbers above 1 is a share of them."""
     near = lambda a, b: abs(a - b) <= tolerance * max(1.0, abs(a)) + 1e-9  # noqa: E731
     return one.keys() == other.keys() and all(near(one[name], other[name]) for name in one)

@@ -74,9 +74,10 @@ def results_table() -> str:
     """The state of the ledger, how claims fared, and one line for every claim with evidence at `full` or above."""
     entries = papers.overview(check=False)
     summaries = [summary for paper in recipe_modules() if (summary := load_summary(paper, "full"))]
+    judged = [summary for summary in summaries if summary.verdict != "not judged"]
     lines = [
-        f"**{len(entries)} papers: {counted(entries)}.** {len(summaries)} claims were tested, the book's own among "
-        f"them: {fared(summaries)}. A verdict is about these data and these minutes of training, not about the paper.",
+        f"**{len(entries)} papers: {counted(entries)}.** {len(judged)} claims were tested, the book's own among "
+        f"them: {fared(judged)}. A verdict is about these data and these minutes of training, not about the paper.",
         "",
         "| claim | measured | n | verdict |",
         "|---|---|---|---|",

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import ipywidgets
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
@@ -17,6 +18,7 @@ from matplotlib.patches import Patch
 
 from medcook import plots, statistics
 from medcook.data.manifests import Manifest
+from medcook.recipes.video import _tracker
 from medcook.widgets import live
 
 TRUE, FOUND = plots.colour(1), plots.colour(0)
@@ -36,8 +38,7 @@ class Followed(NamedTuple):
 
 def overlaps(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """(T,) Jaccard indices of masks (T, H, W) bool; 1 where nothing is there and nothing was found."""
-    both, either = (found & truth).sum((1, 2)), (found | truth).sum((1, 2))
-    return np.where(either > 0, both / np.maximum(either, 1), 1.0)
+    return _tracker.overlaps(torch.from_numpy(found), torch.from_numpy(truth)).numpy()
 
 
 def strip_figure(shown: Followed, numbers: Sequence[int], manifest: Manifest) -> Figure:

@@ -372,32 +372,30 @@ columns = {
     "airmorph": ["lobes", "segments", "subsegments", "segments_truth", "consistency", "patterns", "length_detected"],
     "tubule-sensitive": ["branches", "length", "peripheral", "dice", "precision", "leakage"],
 }
-for paper in [paper for paper in columns if paper in ids]:
+for paper, names in columns.items():
     by = ["arm", "group"] if paper == "hybridgnet" else ["arm"]
-    display(evidence_frame(paper, "full").groupby(by)[columns[paper]].mean().round(3))
+    display(evidence_frame(paper, "full").groupby(by)[names].mean().round(3))
 
 # %% [markdown]
 # Branches that were found, by run: in which was a structure never found at all?
 
 # %%
-if "tubule-sensitive" in ids:
-    thin = evidence_frame("tubule-sensitive", "full")
-    display(thin.pivot_table(index=["arm", "replicate"], columns="structure", values="branches").round(2))
+thin = evidence_frame("tubule-sensitive", "full")
+display(thin.pivot_table(index=["arm", "replicate"], columns="structure", values="branches").round(2))
 
 # %% [markdown]
 # Can trees be told ill from healthy ones by their signature, and how well by their volume, branches and length alone?
 # Areas under the curve, of each arm's own trees; below, what the signature is of each disease.
 
 # %%
-if "airmorph" in ids:
-    airways = evidence_frame("airmorph", "full")
-    by = {"signature": "score", "volume, branches, length": "score_plain"}
-    areas = {
-        arm: {name: pooled.value(part.assign(score=part[column]), "auc") for name, column in by.items()}
-        for arm, part in airways.groupby("arm")
-    }
-    display(pd.DataFrame(areas).T.round(3))
-    display(airways.groupby("state")[list(_signature.SIGNATURE)].mean().round(3))
+airways = evidence_frame("airmorph", "full")
+by = {"signature": "score", "volume, branches, length": "score_plain"}
+areas = {
+    arm: {name: pooled.value(part.assign(score=part[column]), "auc") for name, column in by.items()}
+    for arm, part in airways.groupby("arm")
+}
+display(pd.DataFrame(areas).T.round(3))
+display(airways.groupby("state")[list(_signature.SIGNATURE)].mean().round(3))
 
 # %% [markdown]
 # **How to read it.**

@@ -261,48 +261,44 @@ for kind in sam2_robotic.CORRUPTIONS:
     print(f"{kind:15} moves a pixel by {', '.join(f'{value:.2f}' for value in away)} standard deviations")
 
 # %%
-ids = teaching.measured("18_video")
-if "sam2-robotic" in ids:
-    frame = evidence_frame("sam2-robotic", "full")
-    columns = {name: {0: name, **{k: f"{name}_{k}" for k in (1, 3, 5)}} for name in ("point", "box", "first_box")}
-    lines = {
-        "SAM 2, a box in each frame": ("sam 2", columns["box"]),
-        "SAM, a box in each frame": ("sam", columns["box"]),
-        "SAM 2, a point in each frame": ("sam 2", columns["point"]),
-        "SAM, a point in each frame": ("sam", columns["point"]),
-        "SAM 2, a box in the first frame": ("sam 2", columns["first_box"]),
-        "SAM, the first frame's box kept": ("sam", columns["first_box"]),
-        "specialist, no prompt": ("specialist", columns["point"]),
-    }
-    display(video_figures.severity_figure(frame, lines, "hippocampus"))
-    names = ["point", "points", "box", "first_point", "first_box", "change", "box_change", "first_change"]
-    display(frame.groupby("arm")[names].mean().round(3))
+frame = evidence_frame("sam2-robotic", "full")
+columns = {name: {0: name, **{k: f"{name}_{k}" for k in (1, 3, 5)}} for name in ("point", "box", "first_box")}
+lines = {
+    "SAM 2, a box in each frame": ("sam 2", columns["box"]),
+    "SAM, a box in each frame": ("sam", columns["box"]),
+    "SAM 2, a point in each frame": ("sam 2", columns["point"]),
+    "SAM, a point in each frame": ("sam", columns["point"]),
+    "SAM 2, a box in the first frame": ("sam 2", columns["first_box"]),
+    "SAM, the first frame's box kept": ("sam", columns["first_box"]),
+    "specialist, no prompt": ("specialist", columns["point"]),
+}
+display(video_figures.severity_figure(frame, lines, "hippocampus"))
+names = ["point", "points", "box", "first_point", "first_box", "change", "box_change", "first_change"]
+display(frame.groupby("arm")[names].mean().round(3))
 
 # %% [markdown]
 # ## All of them, side by side
 # Squares: over the comparator. Circles: over itself without its idea.
 
 # %%
+ids = teaching.measured("18_video")
 summaries = [teaching.need_summary(paper) for paper in ids]
-if summaries:
-    display(comparison.forest(summaries))
+comparison.forest(summaries)
 
 # %%
-print(comparison.tally(summaries) if summaries else "Nothing is measured yet.")
+print(comparison.tally(summaries))
 
 # %% [markdown]
 # What was measured besides: of stages under both protocols (in the first, patients of every centre train; in the
 # second, the centre that is tested was never seen), and of initial frames and memories.
 
 # %%
-if "colontcn" in ids:
-    frame = evidence_frame("colontcn", "full")
-    frame["protocol"] = np.where(frame["replicate"] < 5, "five folds", "four folds, unseen centre")
-    names = ["weighted_f1", "macro_f1", "accuracy", "jaccard", "withdrawal", "segments", "single", "weights"]
-    display(frame.groupby(["protocol", "arm"])[names].mean().round(3))
-if "resurgsam2" in ids:
-    names = ["jf", "j", "f", "dice", "present", "initial", "right", "begun", "kept"]
-    display(evidence_frame("resurgsam2", "full").groupby("arm")[names].mean().round(3))
+frame = evidence_frame("colontcn", "full")
+frame["protocol"] = np.where(frame["replicate"] < 5, "five folds", "four folds, unseen centre")
+names = ["weighted_f1", "macro_f1", "accuracy", "jaccard", "withdrawal", "segments", "single", "weights"]
+display(frame.groupby(["protocol", "arm"])[names].mean().round(3))
+names = ["jf", "j", "f", "dice", "present", "initial", "right", "begun", "kept"]
+evidence_frame("resurgsam2", "full").groupby("arm")[names].mean().round(3)
 
 # %% [markdown]
 # **How to read it.**
@@ -331,8 +327,7 @@ if "resurgsam2" in ids:
 
 # %%
 display(teaching.chapter_papers("18_video"))
-if ids:
-    display(teaching.verdict_table(*ids))
+teaching.verdict_table(*ids)
 
 # %% [markdown]
 # **What differs from the papers.** There are videos of colonoscopies and operations; here flights through volumes, with

@@ -233,7 +233,7 @@ heard = {"CXR": "predictions tuberculosis yes", "LUNGS": "results <image> area 2
 for topic in ("tuberculosis", "size", "sex"):
     question, answer = _asked.TOPICS[topic].forms[0], _asked.TOPICS[topic].answers[-1]
     line, mine = _asked.conversation(topic, question, answer, heard)
-    words = [("<image>" if token == _asked.IMAGE else [*_asked.WORDS, "."][token]) for token in line]
+    words = _asked.written(line).split()
     cards = len(_asked.CARDS.split()) + 1  # and the token that begins it
     said = [f"[{word}]" if own else word for word, own in zip(words[cards:], mine[cards:], strict=True)]
     print(" ".join(said))

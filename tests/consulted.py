@@ -1,13 +1,12 @@
-"""A small VILA-M3 that asks made-up experts, a batch of patients, and its conversations in words."""
+"""A small VILA-M3 that asks made-up experts, and a batch of patients."""
 
 import torch
 from made_up_xrays import xrays
 from torch import Tensor, nn
 
 from medcook.methods import Batch
-from medcook.networks.vila import IMAGE
 from medcook.recipes.findings import _asked as asked
-from medcook.recipes.findings._asked import STOP, UNKNOWN, WORDS, Measure
+from medcook.recipes.findings._asked import UNKNOWN, Measure
 from medcook.recipes.findings.vila_m3 import Consulting
 
 TINY = Consulting(encoder="siglip", channels=(4, 8), language=Measure(sizes=(20.0, 30.0), larger=55.0))
@@ -23,10 +22,6 @@ def batch(count: int = 4) -> Batch:
     labels = (torch.arange(count) % 2 == 0).byte()[:, None, None].expand(-1, 48, 48)
     people = [(0, 0, 1), (0, 1, 0), (1, 1, 1), (1, UNKNOWN, 0)]
     return Batch(xrays(count), labels, groups=torch.tensor([asked.coded(*person) for person in people[:count]]))
-
-
-def said(row: list[int]) -> str:
-    return " ".join("<image>" if word == IMAGE else "." if word == STOP else WORDS[word] for word in row)
 
 
 class Certain(nn.Module):

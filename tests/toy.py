@@ -49,6 +49,8 @@ class ToyMethod:
 
     loses: int = 0
 
+    trial_tolerance = 1e-3
+
     def settings(self):
         return {"method": "ToyMethod", "loses": self.loses}
 

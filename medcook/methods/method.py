@@ -81,6 +81,9 @@ class Method:
     """A small task on the embedded cohort that hands out what the method needs (raters, groups), where a plain one does
     not: on it `medcook.fingerprints` finds out how the method behaves."""
 
+    trial_tolerance: ClassVar[float] = 1e-3
+    """By how much its fingerprint may differ and be the same: more where rounding grows fast, as processors differ."""
+
     def build(self, inputs: int, classes: int, dims: int) -> nn.ModuleDict:
         """The networks: `model` is trained, `average` follows it and predicts."""
         model = build_network(self.network, inputs=inputs, classes=classes, channels=self.channels, dims=dims)

@@ -95,7 +95,7 @@ def test_evidence_is_fresh_until_behaviour_moves(world):
     assert not evidence.is_stale(recipe, summary)
     world.monkeypatch.setattr(fingerprints, "behaviour", lambda method: {"loss": method.loses + 0.01})
     assert "behaviour" in evidence.stale_because(recipe, summary)
-    world.monkeypatch.setattr(ToyMethod, "trial_tolerance", 0.02, raising=False)
+    world.monkeypatch.setattr(ToyMethod, "trial_tolerance", 0.02)
     assert not evidence.is_stale(recipe, summary)
 
 

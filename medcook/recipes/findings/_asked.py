@@ -65,6 +65,11 @@ def spelt(text: str) -> Line:
     return [IMAGE if word == "<image>" else WORDS.index(word) for word in text.split()]
 
 
+def written(line: Line) -> str:
+    """The text of tokens; a full stop is where a conversation begins and ends."""
+    return " ".join("<image>" if word == IMAGE else [*WORDS, "."][word] for word in line)
+
+
 def prompt(question: str, cards: bool) -> Line:
     """How a conversation begins: with or without the experts' cards."""
     return [STOP, *spelt(f"{CARDS if cards else ''} <image> {question}")]

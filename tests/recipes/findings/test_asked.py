@@ -5,11 +5,10 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
-from consulted import said
 
 from medcook.networks.vila import IMAGE
 from medcook.recipes.findings import _asked as asked
-from medcook.recipes.findings._asked import CALLS, STOP, TOPICS, UNKNOWN, WORDS, Measure
+from medcook.recipes.findings._asked import CALLS, STOP, TOPICS, UNKNOWN, WORDS, Measure, written
 from medcook.recipes.findings._experts import Findings, coloured, overlay
 from medcook.recipes.findings.vila_m3 import BRAINS
 
@@ -64,7 +63,7 @@ class TestFeedback:
     def test_it_stands_between_call_and_answer(self):
         heard = self.found().texts()[0]
         row, told = asked.conversation("size", "tell the size of the lungs", "large", heard)
-        before, after = said(row).split(f" {CALLS['LUNGS']} results ")
+        before, after = written(row).split(f" {CALLS['LUNGS']} results ")
         assert before == f". {asked.CARDS} <image> tell the size of the lungs"
         assert after == "<image> area 25 right 60 tell the size of the lungs large ."
         mine = [WORDS[word] if word != STOP else "." for word, own in zip(row, told, strict=True) if own]
@@ -72,7 +71,7 @@ class TestFeedback:
 
     def test_where_no_expert_knows_there_is_none(self):
         row, told = asked.conversation("sex", "tell the sex", "man", self.found().texts()[0])
-        assert said(row) == f". {asked.CARDS} <image> tell the sex man ." and sum(told) == 2
+        assert written(row) == f". {asked.CARDS} <image> tell the sex man ." and sum(told) == 2
 
     def test_the_right_lung_is_on_the_left_and_red(self):
         lungs, image = self.found().lungs, torch.randn(2, 1, 10, 10)
@@ -113,3 +112,8 @@ class TestTask:
         for facts in [(0, -1, -1), (1, 0, 1), (0, 1, 0), (1, -1, 1)]:
             half, person = asked.decoded(torch.tensor([asked.coded(*facts)]))
             assert (half.item(), *person[0].tolist()) == facts
+
+
+def test_what_is_spelt_can_be_written_again():
+    text = f"{asked.CARDS} <image> is there tuberculosis"
+    assert written([STOP, *asked.spelt(text), STOP]) == f". {text} ."

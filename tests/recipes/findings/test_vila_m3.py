@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from consulted import TINY, Certain, batch, built, said
+from consulted import TINY, Certain, batch, built
 from vila_weights import Reference, published_state, write
 
 from medcook.errors import MedcookError
@@ -14,7 +14,7 @@ from medcook.methods import Moment
 from medcook.networks.vila import IMAGE, LLAMAS, Siglip, Vila, load_vila
 from medcook.recipes.findings import _asked as asked
 from medcook.recipes.findings import vila_m3
-from medcook.recipes.findings._asked import CALLS, TOPICS, UNKNOWN
+from medcook.recipes.findings._asked import CALLS, TOPICS, UNKNOWN, written
 from medcook.recipes.findings._experts import Experts
 from medcook.recipes.findings.vila_m3 import BRAINS, Consulting, asked_rows, recipe
 from medcook.tasks import Budget
@@ -111,7 +111,7 @@ class TestConversations:
 
         def loss(self, lines, told, pictures):
             assert len(pictures) == sum(row.count(IMAGE) for row in lines)
-            kept.extend(said(row) for row in lines)
+            kept.extend(written(row) for row in lines)
             return pictures.sum() * 0
 
         monkeypatch.setattr(Vila, "loss", loss)
